@@ -1,0 +1,145 @@
+"""What one run does: a validated configuration, its named profiles and the ``LFT_ARGS`` environment variable."""
+
+import hashlib
+import os
+import shlex
+import tempfile
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import torch
+from transformers import HfArgumentParser
+
+from peft_helpers.hub import explain_availability
+
+ENVIRONMENT_VARIABLE = "LFT_ARGS"
+BBC_NEWS = "bbc-news"
+# "./" keeps the name from being read as a Hub id, wherever the notebook runs.
+TINY_GPT2 = "./" + os.path.relpath(Path(__file__).parent / "tiny_gpt2").replace(os.sep, "/")
+
+PROFILES = {
+    "gpt2-sst2": {"model_name_or_path": "gpt2", "dataset_name": "stanfordnlp/sst2"},
+    "gpt2-imdb": {"model_name_or_path": "gpt2", "dataset_name": "stanfordnlp/imdb"},
+    "offline": {"model_name_or_path": TINY_GPT2, "dataset_name": BBC_NEWS},
+}
+
+# A model of width 128 wants larger steps and more of them than one of width 768.
+MODEL_SETTINGS = {TINY_GPT2: {"learning_rate": 3e-3, "num_train_epochs": 6}}
+DATASET_SETTINGS = {BBC_NEWS: {"max_length": 256}, "stanfordnlp/imdb": {"max_length": 512}}
+# Subsets with which GPT-2 (124M) takes about ten minutes on a CPU of 2 cores; a GPU takes every row.
+CPU_SETTINGS = {
+    "stanfordnlp/sst2": {"max_train_rows": 4000},
+    "stanfordnlp/imdb": {"max_train_rows": 200, "max_eval_rows": 80, "num_train_epochs": 1},
+}
+
+
+def _option(default, text: str):
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run from the pre-trained model to the compared adapter; made by `parse_run_config`.
+
+    Raises:
+        ValueError: a value is out of its range; the message names the field, the value and the range.
+    """
+
+    profile: str = _option("auto", "gpt2-sst2, gpt2-imdb, offline, or auto: gpt2-sst2 if it can be had, else offline")
+    model_name_or_path: str = _option("gpt2", "model id on the Hub, or local folder")
+    dataset_name: str = _option(
+        "stanfordnlp/sst2",
+        "dataset id on the Hub; local csv, tsv, json, jsonl or parquet file; folder with one such file a split; "
+        "or bbc-news",
+    )
+    dataset_config_name: str | None = _option(None, "configuration of a dataset on the Hub that has several")
+    text_column: str | None = _option(None, "column with the texts (default: the only candidate)")
+    label_column: str | None = _option(None, "column with the labels (default: the only candidate)")
+    max_length: int = _option(128, "tokens after which a text is cut")
+    max_train_rows: int | None = _option(None, "stratified subset of the training rows (default: all)")
+    max_eval_rows: int | None = _option(None, "stratified subset of validation and of test rows (default: all)")
+    target_modules: str = _option("all-linear", "layers that get LoRA: all-linear, or a regular expression of names")
+    lora_r: int = _option(8, "rank of the LoRA matrices")
+    lora_alpha: int = _option(16, "LoRA scaling: the update is multiplied by lora_alpha / lora_r")
+    lora_dropout: float = _option(0.05, "dropout on the input of the LoRA matrices")
+    learning_rate: float = _option(5e-4, "peak learning rate of AdamW")
+    num_train_epochs: float = _option(2.0, "passes over the training rows")
+    per_device_train_batch_size: int = _option(16, "training rows a step and device")
+    per_device_eval_batch_size: int = _option(64, "evaluation rows a step and device")
+    seed: int = _option(42, "seed of the head, of LoRA, of the order of the rows and of subsets")
+    output_dir: str = _option("lora_adapter", "folder that the adapter is saved in")
+    overwrite_output_dir: bool = _option(False, "replace an adapter of another run in output_dir")
+    checkpoint_dir: str | None = _option(None, "folder for training checkpoints (default: a temporary one)")
+
+    def __post_init__(self) -> None:
+        if self.profile not in ("auto", *PROFILES):
+            raise ValueError(f"Unknown profile {self.profile!r}; the known ones are auto, {', '.join(PROFILES)}.")
+        for name in ("max_length", "max_train_rows", "max_eval_rows", "lora_r", "lora_alpha", "learning_rate",
+                     "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; it must be greater than 0.")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"lora_dropout is {self.lora_dropout}; it must be at least 0 and below 1.")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}; it must be at least 0 and below 2**32.")
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        """``checkpoint_dir``, or a folder for this ``output_dir`` in the system's temporary one.
+
+        Not beside the notebook: a workspace's space limit counts what lies there.
+        """
+        if self.checkpoint_dir is not None:
+            return Path(self.checkpoint_dir)
+        output_dir = Path(self.output_dir).resolve()
+        digest = hashlib.sha256(str(output_dir).encode()).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / "lightweight-fine-tuning" / f"{output_dir.name}-{digest}"
+
+
+class _RaisingParser(HfArgumentParser):
+    """Raises where argparse would end the process: in a notebook that would hide the reason."""
+
+    def error(self, message: str) -> None:
+        options = ", ".join(f"--{option.name}" for option in fields(RunConfig))
+        raise ValueError(f"{ENVIRONMENT_VARIABLE}: {message}. The known options are {options}.")
+
+
+def parse_run_config(arguments: str | None = None) -> RunConfig:
+    """Return the configuration that ``arguments`` describe, and print the profile with the reason for it.
+
+    What is not named comes from the profile, then from what suits its model and data set, then from `RunConfig`.
+
+    Args:
+        arguments: options as on a command line, ``--max_length 64 --seed 1``; by default those in ``LFT_ARGS``.
+
+    Raises:
+        ValueError: an option, profile or value is not known or out of range; the message lists the known ones.
+    """
+    words = shlex.split(os.environ.get(ENVIRONMENT_VARIABLE, "") if arguments is None else arguments)
+    parser = _RaisingParser(RunConfig, allow_abbrev=False)
+    named = {word.split("=")[0][2:].replace("-", "_") for word in words if word.startswith("--")}
+    values = vars(parser.parse_args(words))
+    profile, reason = _choose_profile(values["profile"], named)
+    chosen = PROFILES.get(profile, {}) | {name: values[name] for name in _WHAT_RUNS if name in named}
+    parser.set_defaults(**chosen, **_suitable_settings(**chosen))
+    (config,) = parser.parse_args_into_dataclasses(words)
+    print(f"Profile {profile}: {reason}.")
+    return replace(config, profile=profile)
+
+
+_WHAT_RUNS = ("model_name_or_path", "dataset_name")
+
+
+def _choose_profile(profile: str, named: set[str]) -> tuple[str, str]:
+    if profile != "auto":
+        return profile, "as asked for"
+    if named.issuperset(_WHAT_RUNS):
+        return "auto", "model and data set are both named, so there is nothing to choose"
+    available, reason = explain_availability(**PROFILES["gpt2-sst2"])
+    return ("gpt2-sst2" if available else "offline"), reason
+
+
+def _suitable_settings(model_name_or_path: str = "", dataset_name: str = "") -> dict:
+    settings = DATASET_SETTINGS.get(dataset_name, {}) | MODEL_SETTINGS.get(model_name_or_path, {})
+    return settings if torch.accelerator.is_available() else settings | CPU_SETTINGS.get(dataset_name, {})

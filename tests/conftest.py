@@ -1,0 +1,80 @@
+"""A GPT-2 of a few thousand parameters, a data set of a few rows, and no network."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "agg"
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from peft import LoraConfig, get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel, set_seed
+
+import peft_helpers as helpers
+from peft_helpers.tiny_gpt2.pretrain import train_tokenizer
+
+GOOD = ["a fine film", "what a lovely, warm and funny story", "good", "the cast is a joy to watch from start to end"]
+BAD = ["a dull film", "what a sad, cold and tired story", "bad", "the cast is a pain to watch from start to end"]
+LABELS = ["negative", "positive"]
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory) -> str:
+    """A folder with a random GPT-2 language model of two layers and its tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny_model")
+    tokenizer = train_tokenizer((GOOD + BAD) * 4, vocab_size=300)
+    set_seed(0)
+    shape = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=2, n_head=2,
+        bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    GPT2LMHeadModel(shape).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def config(tiny_model_dir, tmp_path) -> helpers.RunConfig:
+    return helpers.RunConfig(
+        model_name_or_path=tiny_model_dir, dataset_name="generated", max_length=32, learning_rate=1e-2,
+        per_device_train_batch_size=4, per_device_eval_batch_size=3, output_dir=str(tmp_path / "adapter"),
+        checkpoint_dir=str(tmp_path / "checkpoints"),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def raw() -> DatasetDict:
+    """Train, validation and test with text lengths that differ, labels as strings."""
+    rows = [(text, "positive") for text in GOOD] + [(text, "negative") for text in BAD]
+
+    def split(times: int) -> Dataset:
+        chosen = rows * times
+        return Dataset.from_dict({"text": [t for t, _ in chosen], "label": [label for _, label in chosen]})
+
+    return DatasetDict(train=split(4), validation=split(1), test=split(2))
+
+
+@pytest.fixture
+def tokenizer(tiny_model_dir):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_model_dir)
+
+
+@pytest.fixture
+def model(config, tokenizer):
+    return helpers.load_base_model(config, LABELS, tokenizer)
+
+
+@pytest.fixture
+def tokenized(raw, config, tokenizer, model):
+    return helpers.tokenize_dataset(helpers.prepare_splits(raw, config), tokenizer, config.max_length)
+
+
+@pytest.fixture
+def peft_model(model):
+    """A LoRA whose B is not zero: a zero adapter would pass any test of saving and loading."""
+    torch.manual_seed(0)
+    lora = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", fan_in_fan_out=True, init_lora_weights=False)
+    return get_peft_model(model, lora)

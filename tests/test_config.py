@@ -1,0 +1,89 @@
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+import torch
+
+from peft_helpers import config as config_module
+from peft_helpers import parse_run_config
+from peft_helpers.config import BBC_NEWS, TINY_GPT2, RunConfig
+
+
+def test_offline_profile_takes_the_packaged_model_and_data():
+    config = parse_run_config("--profile offline")
+    assert (config.profile, config.model_name_or_path, config.dataset_name) == ("offline", TINY_GPT2, BBC_NEWS)
+    assert config.learning_rate > RunConfig.learning_rate
+    assert (Path(config.model_name_or_path) / "model.safetensors").is_file()
+
+
+def test_what_is_named_wins_over_the_profile():
+    config = parse_run_config("--profile offline --learning_rate 1e-4 --max-length=17 --overwrite_output_dir")
+    assert (config.learning_rate, config.max_length, config.overwrite_output_dir) == (1e-4, 17, True)
+
+
+def test_another_model_does_not_get_the_tiny_models_learning_rate():
+    config = parse_run_config("--profile offline --model_name_or_path some/model")
+    assert (config.model_name_or_path, config.dataset_name) == ("some/model", BBC_NEWS)
+    assert config.learning_rate == RunConfig.learning_rate
+
+
+def test_imdb_texts_are_cut_at_512_tokens():
+    assert parse_run_config("--profile gpt2-imdb").max_length == 512
+
+
+@pytest.mark.parametrize(("accelerator", "limited"), [(True, False), (False, True)])
+def test_only_a_cpu_takes_a_subset_of_the_hub_data(monkeypatch, accelerator, limited):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator)
+    for profile in ("gpt2-sst2", "gpt2-imdb"):
+        assert (parse_run_config(f"--profile {profile}").max_train_rows is not None) is limited
+
+
+def test_environment_variable_is_read(monkeypatch):
+    monkeypatch.setenv("LFT_ARGS", "--profile offline --seed 7")
+    assert parse_run_config().seed == 7
+
+
+@pytest.mark.parametrize(("available", "profile"), [(True, "gpt2-sst2"), (False, "offline")])
+def test_auto_takes_gpt2_where_it_can_be_had_and_says_why(monkeypatch, capsys, available, profile):
+    monkeypatch.setattr(config_module, "explain_availability", lambda **names: (available, "for this reason"))
+    assert parse_run_config("").profile == profile
+    assert capsys.readouterr().out == f"Profile {profile}: for this reason.\n"
+
+
+def test_auto_asks_nobody_when_model_and_data_are_named(monkeypatch, capsys):
+    monkeypatch.setattr(config_module, "explain_availability", lambda **names: pytest.fail("asked the Hub"))
+    config = parse_run_config("--model_name_or_path a --dataset_name b.csv")
+    assert (config.profile, config.model_name_or_path, config.dataset_name) == ("auto", "a", "b.csv")
+    assert "nothing to choose" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--profile gpt3", "Unknown profile 'gpt3'; the known ones are auto, gpt2-sst2, gpt2-imdb, offline"),
+        ("--profile offline --epochs 3", "unrecognized arguments: --epochs 3. The known options are --profile, "),
+        ("--profile offline --max_train 3", "unrecognized arguments: --max_train 3"),
+        ("--profile offline --seed one", "argument --seed: invalid int value: 'one'"),
+        ("--profile offline --seed -1", "seed is -1; it must be at least 0"),
+        ("--profile offline --max_length 0", "max_length is 0; it must be greater than 0"),
+        ("--profile offline --max_train_rows -5", "max_train_rows is -5"),
+        ("--profile offline --num_train_epochs 0", "num_train_epochs is 0"),
+        ("--profile offline --learning_rate nan", "learning_rate is nan"),
+        ("--profile offline --lora_dropout 1", "lora_dropout is 1.0; it must be at least 0 and below 1"),
+    ],
+)
+def test_bad_options_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+        parse_run_config(arguments)
+
+
+def test_config_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        RunConfig().seed = 1
+
+
+def test_checkpoints_lie_outside_the_notebooks_folder_and_apart_for_each_output_dir(tmp_path):
+    first, second = (RunConfig(output_dir=str(tmp_path / name / "adapter")).checkpoint_folder for name in "ab")
+    assert first != second
+    assert not first.is_relative_to(Path.cwd())
+    assert RunConfig(checkpoint_dir="here").checkpoint_folder == Path("here")
