@@ -1,0 +1,229 @@
+import gzip
+from collections import Counter
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+
+from peft_helpers import RunConfig, count_classes, load_dataset_arguments, prepare_splits
+from peft_helpers.data import stratified_order
+
+TEXTS = [f"text {number}" for number in range(40)]
+
+
+def load(dataset_name, **changes) -> DatasetDict:
+    config = RunConfig(dataset_name=str(dataset_name), **changes)
+    return prepare_splits(load_dataset(**load_dataset_arguments(config)), config)
+
+
+def make(**columns) -> DatasetDict:
+    return DatasetDict(train=Dataset.from_dict(columns))
+
+
+# Loading
+
+
+def test_a_hub_id_is_handed_on():
+    config = RunConfig(dataset_name="stanfordnlp/sst2", dataset_config_name="default")
+    assert load_dataset_arguments(config) == {"path": "stanfordnlp/sst2", "name": "default"}
+
+
+@pytest.mark.parametrize("extension", ["csv", "tsv", "json", "jsonl", "parquet"])
+def test_each_kind_of_file_is_loaded(tmp_path, extension):
+    path = tmp_path / f"rows.{extension}"
+    rows = Dataset.from_dict({"review": TEXTS, "label": ["good", "bad"] * 20}).to_pandas()
+    {
+        "csv": lambda: rows.to_csv(path, index=False),
+        "tsv": lambda: rows.to_csv(path, index=False, sep="\t"),
+        "json": lambda: rows.to_json(path, orient="records"),
+        "jsonl": lambda: rows.to_json(path, orient="records", lines=True),
+        "parquet": lambda: rows.to_parquet(path),
+    }[extension]()
+    dataset = load(path)
+    assert {name: split.num_rows for name, split in dataset.items()} == {"train": 29, "validation": 3, "test": 8}
+    assert dataset["train"].features["label"].names == ["bad", "good"]
+
+
+def test_a_folder_has_one_file_a_split_and_validation_becomes_the_test(tmp_path):
+    # As GLUE has it: quotes are characters, and "null" is a word.
+    with gzip.open(tmp_path / "train.tsv.gz", "wt") as file:
+        file.write("sentence\tlabel\n" + '"a fine film\t1\nnull\t0\n' * 10)
+    (tmp_path / "dev.tsv").write_text('sentence\tlabel\nso-called "humour\t0\na joy\t1\n')
+    dataset = load(tmp_path)
+    assert dataset["test"]["text"][:] == ['so-called "humour', "a joy"]
+    assert set(dataset["train"]["text"]) == {'"a fine film', "null"}
+    assert dataset["train"].features["label"].names == ["0", "1"]
+
+
+@pytest.mark.parametrize("name", ["missing.csv", "./missing", "/no/such/folder", "missing.tsv.gz"])
+def test_a_missing_file_is_named(name):
+    with pytest.raises(FileNotFoundError, match=r"no data file there. Expected a file or a folder"):
+        load_dataset_arguments(RunConfig(dataset_name=name))
+
+
+def test_a_folder_without_data_lists_what_it_holds(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(FileNotFoundError, match=r"holds notes\.txt"):
+        load_dataset_arguments(RunConfig(dataset_name=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("train.csv", b""), ("train.csv", b"text,label\n"), ("train.tsv.gz", gzip.compress(b"text\tlabel\n")),
+     ("train.json", b"[]"), ("train.jsonl", b"\n"), ("train.parquet", b"")],
+)  # fmt: skip
+def test_a_file_without_rows_is_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} is empty: expected at least one row"):
+        load_dataset_arguments(RunConfig(dataset_name=str(tmp_path)))
+
+
+def test_files_of_several_kinds_are_refused(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\n")
+    (tmp_path / "test.json").write_text("[]")
+    with pytest.raises(ValueError, match="several kinds"):
+        load_dataset_arguments(RunConfig(dataset_name=str(tmp_path)))
+
+
+def test_a_split_without_rows_is_an_error():
+    with pytest.raises(ValueError, match=r"train has no rows; its columns are \['text', 'label'\]"):
+        prepare_splits(make(text=[], label=[]), RunConfig())
+
+
+# Columns
+
+
+def test_the_only_candidates_are_found():
+    raw = make(id=list(range(40)), sentence=TEXTS, kind=["a", "b"] * 20)
+    assert prepare_splits(raw, RunConfig())["train"].features["label"].names == ["a", "b"]
+
+
+def test_several_text_columns_have_to_be_told_apart():
+    raw = make(title=TEXTS, body=TEXTS, label=[0, 1] * 20)
+    with pytest.raises(ValueError, match=r"Name the text_column: \['title', 'body'\].*title, body, label"):
+        prepare_splits(raw, RunConfig())
+    assert prepare_splits(raw, RunConfig(text_column="body"))["train"].column_names == ["text", "label"]
+
+
+def test_no_label_column_is_an_error():
+    with pytest.raises(ValueError, match=r"Name the label_column: no column could be it; the columns are text"):
+        prepare_splits(make(text=TEXTS), RunConfig())
+
+
+@pytest.mark.parametrize("option", ["text_column", "label_column"])
+def test_a_named_column_that_is_missing_lists_the_columns(option):
+    with pytest.raises(ValueError, match=f"{option} is 'stars', which the data set lacks; its columns are text, label"):
+        prepare_splits(make(text=TEXTS, label=[0, 1] * 20), RunConfig(**{option: "stars"}))
+
+
+def test_a_split_that_lacks_a_column_is_named(raw):
+    raw["test"] = raw["test"].rename_column("label", "class")
+    with pytest.raises(ValueError, match=r"split test lacks \['label'\]; its columns are \['text', 'class'\]"):
+        prepare_splits(raw, RunConfig())
+
+
+def test_a_data_set_without_train_lists_its_splits(raw):
+    with pytest.raises(ValueError, match=r"has the splits \['test'\]; expected one named train"):
+        prepare_splits(DatasetDict(test=raw["test"]), RunConfig())
+
+
+# Labels
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["b", "a"], ["a", "b"]),
+        ([10, 2], ["2", "10"]),
+        ([True, False], ["False", "True"]),
+        ([1.0, 0.0], ["0", "1"]),
+    ],
+)
+def test_labels_of_any_type_keep_their_names(labels, names):
+    raw = make(text=TEXTS, label=labels * 20)
+    dataset = prepare_splits(raw, RunConfig())
+    assert dataset["train"].features["label"] == ClassLabel(names=names)
+    for row in dataset["train"]:
+        original = labels[TEXTS.index(row["text"]) % 2]
+        assert names[row["label"]] == str(int(original) if isinstance(original, float) else original)
+
+
+def test_class_label_names_keep_their_order():
+    raw = make(text=TEXTS, label=[0, 1] * 20).cast_column("label", ClassLabel(names=["zebra", "ant"]))
+    dataset = prepare_splits(raw, RunConfig())
+    assert dataset["train"].features["label"].names == ["zebra", "ant"]
+
+
+def test_unlabelled_rows_are_left_out_and_counted(capsys):
+    raw = make(text=["x", None, *TEXTS[2:]], label=[-1, 0] + [0, 1] * 19)
+    dataset = prepare_splits(raw, RunConfig())
+    assert sum(split.num_rows for split in dataset.values()) == 38
+    assert "train: 2 of 40 rows have no label or no text and are left out." in capsys.readouterr().out
+
+
+def test_an_unlabelled_test_split_is_replaced_by_validation(raw, capsys):
+    raw["test"] = raw["test"].map(lambda row: {"label": None})
+    validation = raw["validation"]["text"][:]
+    dataset = prepare_splits(raw, RunConfig())
+    assert dataset["test"]["text"][:] == validation
+    assert "test: 16 of 16 rows" in capsys.readouterr().out
+    assert dataset["train"].num_rows + dataset["validation"].num_rows == raw["train"].num_rows
+
+
+def test_one_label_only_is_an_error():
+    with pytest.raises(ValueError, match=r"one label only, '1'; expected at least two. Note that -1 means 'no label'"):
+        prepare_splits(make(text=TEXTS, label=[-1, 1] * 20), RunConfig())
+
+
+def test_no_label_at_all_is_an_error():
+    with pytest.raises(ValueError, match="No row of the split train has both a text and a label"):
+        prepare_splits(make(text=TEXTS, label=[-1] * 40), RunConfig())
+
+
+def test_a_label_that_train_lacks_is_named(raw):
+    raw["test"] = raw["test"].map(lambda row: {"label": "mixed"})
+    with pytest.raises(ValueError, match=r"split test has the labels \['mixed'\], which train lacks"):
+        prepare_splits(raw, RunConfig())
+
+
+def test_fractions_are_no_classes():
+    with pytest.raises(ValueError, match=r"holds fractions such as 0.5; expected classes"):
+        prepare_splits(make(text=TEXTS, label=[0.5, 1.0] * 20), RunConfig())
+
+
+# Splits
+
+
+def test_given_splits_are_kept(raw):
+    dataset = prepare_splits(raw, RunConfig())
+    assert {name: rows["text"][:] for name, rows in dataset.items()} == {n: r["text"][:] for n, r in raw.items()}
+
+
+def test_carved_splits_are_disjoint_stratified_and_reproducible():
+    labels = ["a"] * 30 + ["b"] * 10
+    dataset = prepare_splits(make(text=TEXTS, label=labels), RunConfig(seed=3))
+    texts = [text for split in dataset.values() for text in split["text"]]
+    assert sorted(texts) == sorted(TEXTS)
+    assert Counter(dataset["test"]["label"]) == {0: 6, 1: 2}
+    again = prepare_splits(make(text=TEXTS, label=labels), RunConfig(seed=3))
+    assert again["test"][:] == dataset["test"][:]
+    other = prepare_splits(make(text=TEXTS, label=labels), RunConfig(seed=4))
+    assert other["test"][:] != dataset["test"][:]
+
+
+def test_subsets_are_stratified(raw):
+    dataset = prepare_splits(raw, RunConfig(max_train_rows=10, max_eval_rows=4))
+    assert count_classes(dataset).to_dict() == {
+        "train": {"negative": 5, "positive": 5},
+        "validation": {"negative": 2, "positive": 2},
+        "test": {"negative": 2, "positive": 2},
+    }
+
+
+def test_stratified_order_is_a_permutation_whose_beginnings_have_the_proportions():
+    labels = np.repeat([0, 1, 2], [60, 30, 1])
+    order = stratified_order(labels, seed=0)
+    assert sorted(order) == list(range(91))
+    for rows in (3, 10, 30, 60, 90):
+        counts = np.bincount(labels[order[:rows]], minlength=3)
+        assert counts[0] == pytest.approx(2 * counts[1], abs=2)
