@@ -1,0 +1,71 @@
+"""The pre-trained classifier: what it is loaded with, and what is checked before."""
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+from transformers.pytorch_utils import Conv1D
+
+from peft_helpers.config import RunConfig
+from peft_helpers.tokenization import set_padding
+
+
+def check_model(config: RunConfig) -> None:
+    """Read the model's configuration, without its weights, and check that it can run ``config``.
+
+    Raises:
+        FileNotFoundError: a local folder lacks ``config.json`` or safetensors weights; the message lists what it holds.
+        ValueError: ``max_length`` exceeds the positions that the model has.
+    """
+    name = config.model_name_or_path
+    folder = Path(name)
+    if folder.is_dir() or folder.is_absolute() or name.startswith("."):
+        found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        if "config.json" not in found or not any(entry.endswith(".safetensors") for entry in found):
+            raise FileNotFoundError(
+                f"model_name_or_path is {name!r}: expected a folder with config.json and *.safetensors "
+                f"(pickled weights are not loaded), found {', '.join(found) or 'nothing'}."
+            )
+    positions = getattr(AutoConfig.from_pretrained(name).get_text_config(), "max_position_embeddings", None)
+    if positions is not None and config.max_length > positions:
+        raise ValueError(
+            f"max_length is {config.max_length}, but {name} has {positions} positions; choose at most that."
+        )
+
+
+def classifier_arguments(label_names: list[str]) -> dict:
+    """Return what a classifier of ``label_names`` is loaded with: the labels, float32 and safetensors only."""
+    return {
+        "num_labels": len(label_names),
+        "id2label": dict(enumerate(label_names)),
+        "label2id": {name: number for number, name in enumerate(label_names)},
+        "dtype": torch.float32,
+        "use_safetensors": True,
+    }
+
+
+def saved_classifier_arguments(adapter_dir: str | Path) -> dict:
+    """Return `classifier_arguments` of the labels in ``adapter_dir``, whose ``config.json`` names them."""
+    id2label = AutoConfig.from_pretrained(adapter_dir).id2label
+    return classifier_arguments([id2label[number] for number in sorted(id2label)])
+
+
+def load_base_model(config: RunConfig, label_names: list[str], tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Return the pre-trained model with a new head, as the notebook's cells do: seeded, and padded as ``tokenizer``."""
+    set_seed(config.seed)  # the head is random
+    model = AutoModelForSequenceClassification.from_pretrained(
+        config.model_name_or_path, **classifier_arguments(label_names)
+    )
+    set_padding(tokenizer, model)
+    return model
+
+
+def uses_conv1d(model: torch.nn.Module) -> bool:
+    """Tell whether the linear layers are GPT-2's ``Conv1D``, whose weights LoRA finds transposed."""
+    return any(isinstance(module, Conv1D) for module in model.modules())

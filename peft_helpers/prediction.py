@@ -1,0 +1,55 @@
+"""Predictions in the data set's order, and for texts of one's own."""
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from scipy.special import softmax
+from transformers import (
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.trainer_utils import PredictionOutput
+
+from peft_helpers.config import RunConfig
+from peft_helpers.metrics import compute_metrics
+from peft_helpers.tokenization import encode_texts
+from peft_helpers.training import evaluation_arguments
+
+
+def predict(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, config: RunConfig
+) -> PredictionOutput:
+    """Return logits (``predictions``, shape (rows, labels)) and ``label_ids``, shape (rows,), in ``dataset``'s order.
+
+    Rows of like length share a batch, which saves padding, the longest first, so that a batch too large for the memory
+    fails at once; the order is then restored. ``metrics`` are those of
+    `compute_metrics` and the time it took.
+    """
+    order = np.argsort(dataset[:]["length"], kind="stable")[::-1]
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(**evaluation_arguments(config)),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_metrics=compute_metrics,
+    )
+    output = trainer.predict(dataset.select(order))
+    back = np.argsort(order)
+    return PredictionOutput(output.predictions[back], output.label_ids[back], output.metrics)
+
+
+def classify_texts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], config: RunConfig
+) -> pd.DataFrame:
+    """Return a row for each text: the predicted label, its probability, and the probability of every label."""
+    encoded = encode_texts(texts, tokenizer, config.max_length)
+    batch = tokenizer.pad(encoded, return_tensors="pt").to(model.device)
+    with torch.inference_mode():
+        probabilities = softmax(model.eval()(**batch).logits.float().cpu().numpy(), axis=-1)
+    names = [model.config.id2label[number] for number in range(probabilities.shape[1])]
+    best = probabilities.argmax(axis=-1)
+    columns = {"text": texts, "label": [names[number] for number in best], "probability": probabilities.max(axis=-1)}
+    return pd.DataFrame(columns | {f"P({name})": probabilities[:, number] for number, name in enumerate(names)})

@@ -1,0 +1,45 @@
+"""Texts to token ids: padding for GPT-2, truncation, and texts without a single token."""
+
+from datasets import DatasetDict
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def set_padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Pad on the right, with ``<|endoftext|>`` if there is no pad token, in the tokenizer and the model alike.
+
+    GPT-2 numbers its positions from the left, so padding there would shift them. A new ``[PAD]`` token would resize the
+    embedding, and the adapter would then carry all of it.
+    """
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> BatchEncoding:
+    """Return ``input_ids`` and ``attention_mask`` of each text, at most ``max_length`` tokens, not padded.
+
+    A text without tokens becomes one pad token that is attended to: the model pools it alike in every batch.
+    """
+    encoded = tokenizer(texts, truncation=True, max_length=max_length)
+    for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True):
+        if not ids:
+            ids.append(tokenizer.pad_token_id)
+            mask.append(1)
+    return encoded
+
+
+def tokenize_dataset(dataset: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:
+    """Return ``dataset`` with ``input_ids``, ``attention_mask``, ``labels`` and two lengths, in tokens.
+
+    ``length`` is that of ``input_ids``, by which batches are grouped; ``text_length`` that of the whole text.
+    """
+
+    def tokenize(batch: dict[str, list]) -> dict[str, list]:
+        encoded = encode_texts(batch["text"], tokenizer, max_length)
+        length = [len(ids) for ids in encoded["input_ids"]]
+        cut = [sum(len(part.ids) for part in encoding.overflowing) for encoding in encoded.encodings]
+        lengths = {"length": length, "text_length": [kept + lost for kept, lost in zip(length, cut, strict=True)]}
+        return dict(encoded) | lengths
+
+    return dataset.map(tokenize, batched=True, remove_columns="text").rename_column("label", "labels")

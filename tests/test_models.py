@@ -1,0 +1,73 @@
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, set_seed
+
+from peft_helpers import (
+    check_model,
+    classifier_arguments,
+    load_base_model,
+    saved_classifier_arguments,
+    set_padding,
+    uses_conv1d,
+)
+
+
+def test_loading_is_seeded_and_keeps_label_names(config, tokenizer):
+    torch.manual_seed(99)
+    first = load_base_model(config, ["no", "yes", "maybe"], tokenizer)
+    second = load_base_model(config, ["no", "yes", "maybe"], tokenizer)
+    other = load_base_model(replace(config, seed=7), ["no", "yes", "maybe"], tokenizer)
+    assert torch.equal(first.score.weight, second.score.weight)
+    assert not torch.equal(first.score.weight, other.score.weight)
+    assert first.config.id2label == {0: "no", 1: "yes", 2: "maybe"}
+    assert first.config.pad_token_id == tokenizer.pad_token_id == tokenizer.eos_token_id
+
+
+def test_the_notebooks_cells_make_the_same_model(config, tokenizer, model):
+    set_seed(config.seed)
+    arguments = classifier_arguments(["negative", "positive"])
+    by_hand = AutoModelForSequenceClassification.from_pretrained(config.model_name_or_path, **arguments)
+    set_padding(tokenizer, by_hand)
+    assert by_hand.config.to_dict() == model.config.to_dict()
+    assert all(torch.equal(a, b) for a, b in zip(by_hand.parameters(), model.parameters(), strict=True))
+
+
+def test_label_names_travel_with_the_folder(model, tmp_path):
+    model.config.save_pretrained(tmp_path)
+    assert saved_classifier_arguments(tmp_path) == classifier_arguments(["negative", "positive"])
+
+
+def test_conv1d_is_told_from_linear(model):
+    assert uses_conv1d(model)
+    assert not uses_conv1d(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+
+
+def test_a_good_model_passes(config):
+    check_model(config)
+
+
+def test_a_folder_without_weights_lists_what_it_holds(config, tmp_path):
+    shutil.copy(Path(config.model_name_or_path) / "config.json", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"config\.json and \*\.safetensors .*found config\.json"):
+        check_model(replace(config, model_name_or_path=str(tmp_path)))
+
+
+def test_pickled_weights_are_not_loaded(config, tmp_path):
+    shutil.copy(Path(config.model_name_or_path) / "config.json", tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(FileNotFoundError, match="pickled weights are not loaded"):
+        check_model(replace(config, model_name_or_path=str(tmp_path)))
+
+
+def test_a_missing_folder_is_named(config):
+    with pytest.raises(FileNotFoundError, match=r"'\./no_such_model'.*found nothing"):
+        check_model(replace(config, model_name_or_path="./no_such_model"))
+
+
+def test_max_length_beyond_the_positions_is_an_error(config):
+    with pytest.raises(ValueError, match=r"max_length is 65, but .* has 64 positions"):
+        check_model(replace(config, max_length=65))

@@ -1,0 +1,68 @@
+import pytest
+import torch
+
+from peft_helpers import encode_texts, set_padding, tokenize_dataset
+
+
+def test_padding_is_set_on_tokenizer_and_model_without_resizing(tokenizer, model):
+    tokenizer.padding_side, tokenizer.pad_token, model.config.pad_token_id = "left", None, None
+    set_padding(tokenizer, model)
+    assert tokenizer.padding_side == "right"
+    assert tokenizer.pad_token == tokenizer.eos_token
+    assert model.config.pad_token_id == tokenizer.eos_token_id
+    assert len(tokenizer) == model.get_input_embeddings().num_embeddings
+
+
+def test_an_existing_pad_token_is_kept(tokenizer, model):
+    tokenizer.pad_token = "a"
+    set_padding(tokenizer, model)
+    assert model.config.pad_token_id == tokenizer.convert_tokens_to_ids("a")
+
+
+def test_texts_are_cut_at_max_length_and_no_end_is_appended(tokenizer, model):
+    encoded = encode_texts(["the cast is a joy to watch", "good"], tokenizer, max_length=3)
+    assert [len(ids) for ids in encoded["input_ids"]] == [3, len(tokenizer("good")["input_ids"])]
+    assert tokenizer.eos_token_id not in encoded["input_ids"][1]
+
+
+def test_a_text_without_tokens_gets_one_that_is_attended_to(tokenizer, model):
+    encoded = encode_texts(["", "good"], tokenizer, max_length=8)
+    assert encoded["input_ids"][0] == [tokenizer.pad_token_id]
+    assert encoded["attention_mask"][0] == [1]
+
+
+TEXTS = [
+    "",
+    " ",
+    "good",
+    "the cast is a joy to watch from start to end",
+    "a film<|endoftext|>",
+    "<|endoftext|>",
+    "\0é漢",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_row_gives_the_same_logits_alone_and_in_a_batch(text, tokenizer, peft_model):
+    peft_model.eval()
+    rows = [encode_texts([text], tokenizer, 32), encode_texts([*TEXTS, text], tokenizer, 32)]
+    with torch.inference_mode():
+        alone, batch = (peft_model(**tokenizer.pad(row, return_tensors="pt")).logits for row in rows)
+    torch.testing.assert_close(alone[0], batch[-1], rtol=0, atol=1e-5)
+
+
+def test_dataset_has_what_training_and_the_figure_need(tokenized, raw, tokenizer):
+    train = tokenized["train"]
+    assert set(train.column_names) == {"input_ids", "attention_mask", "labels", "length", "text_length"}
+    assert train["input_ids"][:] == tokenizer(raw["train"]["text"][:])["input_ids"]
+    assert train["length"][:] == [len(ids) for ids in train["input_ids"]]
+
+
+def test_text_length_counts_what_is_cut(raw, config, tokenizer, model):
+    from peft_helpers import prepare_splits
+
+    short = tokenize_dataset(prepare_splits(raw, config), tokenizer, max_length=4)["train"]
+    whole = [len(ids) for ids in tokenizer(raw["train"]["text"][:])["input_ids"]]
+    assert max(whole) > 8
+    assert short["text_length"][:] == whole
+    assert short["length"][:] == [min(length, 4) for length in whole]
