@@ -1,0 +1,42 @@
+"""The untuned and the tuned model side by side."""
+
+import numpy as np
+import pandas as pd
+
+from peft_helpers.metrics import compute_metrics
+
+METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "precision": "precision (macro)",
+    "recall": "recall (macro)",
+    "f1": "F1 (macro)",
+}
+
+
+def majority_accuracy(label_ids: np.ndarray) -> float:
+    """Return the accuracy of always answering with the most frequent of ``label_ids``, shape (rows,)."""
+    return float(np.bincount(label_ids).max() / len(label_ids))
+
+
+def compare(untuned, tuned) -> pd.DataFrame:
+    """Return each metric of two outputs of `predict`, and the difference.
+
+    Raises:
+        ValueError: the outputs are not of the same rows in the same order.
+    """
+    if not np.array_equal(untuned.label_ids, tuned.label_ids):
+        raise ValueError(
+            "The two models were not tested on the same rows in the same order; call predict on one split."
+        )
+    table = pd.DataFrame({"untuned": compute_metrics(untuned), "tuned": compute_metrics(tuned)}).rename(METRIC_NAMES)
+    table["difference"] = table["tuned"] - table["untuned"]
+    return table
+
+
+def format_comparison(table: pd.DataFrame, trainable_parameters: int, megabytes: float) -> pd.DataFrame:
+    """Return ``table`` of `compare` as text to read, with what the tuned model costs: parameters and MB of adapter."""
+    text = table.map("{:.3f}".format)
+    text["difference"] = table["difference"].map("{:+.3f}".format)
+    text.loc["trainable parameters"] = ["0", f"{trainable_parameters:,}", f"+{trainable_parameters:,}"]
+    text.loc["adapter, MB"] = ["0", f"{megabytes:.2f}", f"+{megabytes:.2f}"]
+    return text

@@ -1,0 +1,93 @@
+"""Figures that stay readable in greyscale; each function returns the figure that it drew."""
+
+import logging
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from datasets import Dataset
+from matplotlib.figure import Figure
+from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
+
+from peft_helpers.comparison import METRIC_NAMES, majority_accuracy
+from peft_helpers.metrics import compute_metrics
+
+# On a new machine the first figure builds a font cache and says so on stderr.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+
+DARK, LIGHT, LINE = "#1f4e79", "#a8c6e0", "#b03a2e"
+
+
+def plot_class_balance(counts: pd.DataFrame) -> Figure:
+    """Draw the share of each label (row of ``counts``) in each split (column)."""
+    figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
+    shares = 100 * counts / counts.sum()
+    shares.columns = [f"{split} ({rows:,} rows)" for split, rows in counts.sum().items()]
+    shares.plot.bar(ax=axes, color=[DARK, "#6f9fc8", LIGHT], edgecolor="black", linewidth=0.5, rot=0, width=0.8)
+    axes.set(ylabel="share of the split, %", title="Class balance")
+    axes.legend(loc="lower center", ncols=3, fontsize="small")
+    return figure
+
+
+def plot_token_lengths(tokenized: Dataset, max_length: int) -> Figure:
+    """Draw how long the texts are, in tokens, and what ``max_length`` cuts."""
+    lengths = np.asarray(tokenized[:]["text_length"])
+    cut, lost = np.mean(lengths > max_length), np.maximum(lengths - max_length, 0).sum() / max(lengths.sum(), 1)
+    figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
+    longest = np.quantile(lengths, 0.99)
+    axes.hist(np.minimum(lengths, longest), bins=50, color=LIGHT, edgecolor="black", linewidth=0.5)
+    axes.axvline(max_length, color=LINE, linestyle="--", label=f"max_length = {max_length}")
+    axes.set(xlabel="tokens (the longest 1 % in the last bar)", ylabel=f"texts, of {len(lengths):,}")
+    axes.set_title(f"Text lengths: {cut:.0%} of the texts are cut, {lost:.0%} of the tokens are not read")
+    axes.legend()
+    return figure
+
+
+def plot_training(log_history: list[dict]) -> Figure:
+    """Draw the losses and the validation metrics of ``trainer.state.log_history`` over the epochs."""
+    train = [(entry["epoch"], entry["loss"]) for entry in log_history if "loss" in entry]
+    evaluated = pd.DataFrame([entry for entry in log_history if "eval_loss" in entry])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    left.plot(*zip(*train, strict=True), color=DARK, marker="o", label="training")
+    left.plot(evaluated["epoch"], evaluated["eval_loss"], color=LINE, marker="s", linestyle="--", label="validation")
+    left.set(xlabel="epoch", ylabel="cross-entropy, nats", title="Loss")
+    left.legend()
+    right.plot(evaluated["epoch"], evaluated["eval_accuracy"], color=LIGHT, marker="o", label="accuracy")
+    right.plot(evaluated["epoch"], evaluated["eval_f1"], color=DARK, marker="s", label="F1 (macro)")
+    best = evaluated.loc[evaluated["eval_f1"].idxmax()]
+    right.plot(best["epoch"], best["eval_f1"], color=LINE, marker="*", markersize=16, linestyle="", label="kept")
+    right.set(xlabel="epoch", ylabel="score on the validation rows", title="Validation")
+    right.legend()
+    return figure
+
+
+def plot_confusions(untuned, tuned, label_names: list[str]) -> Figure:
+    """Draw both confusion matrices, in shares of the true label, on one scale."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained", sharey=True)
+    for axis, output, title in zip(axes, (untuned, tuned), ("Untuned", "Fine-tuned with LoRA"), strict=True):
+        predicted = np.argmax(output.predictions, axis=-1)
+        matrix = confusion_matrix(output.label_ids, predicted, labels=range(len(label_names)), normalize="true")
+        display = ConfusionMatrixDisplay(matrix, display_labels=label_names)
+        display.plot(ax=axis, cmap="Blues", values_format=".2f", colorbar=False, im_kw={"vmin": 0, "vmax": 1})
+        axis.set(title=title, ylabel="true label" if axis is axes[0] else "", xlabel="predicted label")
+        axis.tick_params(axis="x", rotation=30)
+    figure.colorbar(display.im_, ax=axes, label="share of the true label's rows", shrink=0.8)
+    figure.suptitle(f"Confusion on {len(tuned.label_ids):,} test rows")
+    return figure
+
+
+def plot_before_after(untuned, tuned) -> Figure:
+    """Draw each metric before and after fine-tuning, with the accuracy of the majority class as a line."""
+    figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
+    places = np.arange(len(METRIC_NAMES))
+    for output, shift, color, name in ((untuned, -0.2, LIGHT, "untuned"), (tuned, 0.2, DARK, "LoRA, reloaded")):
+        scores = compute_metrics(output)
+        bars = axes.bar(places + shift, [scores[metric] for metric in METRIC_NAMES], 0.4, color=color, label=name,
+                        edgecolor="black", linewidth=0.5)  # fmt: skip
+        axes.bar_label(bars, fmt="%.3f", fontsize="small")
+    level = majority_accuracy(tuned.label_ids)
+    axes.axhline(level, color=LINE, linestyle="--", label=f"accuracy of the majority class, {level:.3f}")
+    axes.set_xticks(places, METRIC_NAMES.values())
+    axes.set(ylim=(0, 1.12), ylabel="score", title=f"Before and after, on {len(tuned.label_ids):,} test rows")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, fontsize="small")
+    return figure

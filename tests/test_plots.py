@@ -1,0 +1,71 @@
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from datasets import Dataset
+from transformers import EvalPrediction
+
+from peft_helpers import (
+    count_classes,
+    plot_before_after,
+    plot_class_balance,
+    plot_confusions,
+    plot_token_lengths,
+    plot_training,
+)
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def outputs():
+    true = np.array([0, 0, 0, 1])
+    return [EvalPrediction(predictions=np.eye(2)[p], label_ids=true) for p in ([0, 1, 1, 0], [0, 0, 0, 1])]
+
+
+def bar_heights(axes) -> list[float]:
+    return [round(patch.get_height(), 3) for patch in axes.patches]
+
+
+def test_class_balance_shows_shares(raw, config):
+    from peft_helpers import prepare_splits
+
+    axes = plot_class_balance(count_classes(prepare_splits(raw, config))).axes[0]
+    assert bar_heights(axes) == [50.0] * 6
+    assert axes.get_ylabel() == "share of the split, %"
+
+
+def test_token_lengths_tell_what_is_cut():
+    dataset = Dataset.from_dict({"text_length": [5, 10, 15, 30]})
+    axes = plot_token_lengths(dataset, max_length=10).axes[0]
+    assert axes.get_title() == "Text lengths: 50% of the texts are cut, 42% of the tokens are not read"
+    assert sum(bar_heights(axes)) == 4
+
+
+def test_training_marks_the_checkpoint_that_is_kept():
+    history = [{"epoch": e, "loss": 1 / e} for e in (1, 2, 3)]
+    history += [
+        {"epoch": e, "eval_loss": 1, "eval_accuracy": f1, "eval_f1": f1} for e, f1 in ((1, 0.5), (2, 0.9), (3, 0.7))
+    ]
+    right = plot_training(history).axes[1]
+    kept = next(line for line in right.lines if line.get_label() == "kept")
+    assert (list(kept.get_xdata()), list(kept.get_ydata())) == ([2], [0.9])
+
+
+def test_confusions_share_one_scale_and_normalise_by_the_true_label(outputs):
+    figure = plot_confusions(*outputs, ["no", "yes"])
+    images = [axes.images[0] for axes in figure.axes if axes.images]
+    assert [image.get_clim() for image in images[:2]] == [(0, 1), (0, 1)]
+    np.testing.assert_allclose(images[0].get_array(), [[1 / 3, 2 / 3], [1, 0]])
+    np.testing.assert_allclose(images[1].get_array(), np.eye(2))
+
+
+def test_before_after_has_the_majority_class_as_a_line(outputs):
+    axes = plot_before_after(*outputs).axes[0]
+    assert bar_heights(axes)[4:] == [1.0] * 4
+    assert bar_heights(axes)[0] == 0.25
+    assert axes.lines[0].get_ydata()[0] == 0.75
+    assert "4 test rows" in axes.get_title()
