@@ -1,0 +1,62 @@
+"""The tiny GPT-2 that ships, and the script that made it."""
+
+import gzip
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from peft_helpers import TINY_GPT2, bbc_news
+from peft_helpers.tiny_gpt2 import pretrain
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(TINY_GPT2)
+
+
+def test_it_is_a_small_gpt2_in_safetensors():
+    folder = Path(TINY_GPT2)
+    config = AutoConfig.from_pretrained(folder)
+    assert (config.model_type, config.activation_function) == ("gpt2", "gelu_new")
+    assert (folder / "model.safetensors").stat().st_size < 10_000_000
+    assert not [path for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
+    assert (folder / "README.md").is_file()
+
+
+@pytest.mark.parametrize("text", ["Shares rose £5m.", "naïve 漢字 🙂\n\ttabs", "  spaces  ", "\0"])
+def test_its_tokenizer_loses_nothing(tokenizer, text):
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_it_has_learnt_english(tokenizer):
+    model = AutoModelForCausalLM.from_pretrained(TINY_GPT2).eval()
+
+    def loss(text: str) -> float:
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        return model(input_ids=ids, labels=ids).loss.item()
+
+    sentence = "The company said that profits rose in the first half of the year."
+    assert loss(sentence) < 6 < loss(" ".join(reversed(sentence.split())))
+
+
+def test_the_script_makes_a_model_and_reads_no_test_article(tmp_path, monkeypatch, capsys):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    with gzip.open(texts / "a.txt.gz", "wt") as file:
+        file.write("A first document. " * 500 + "\n<|endoftext|>\n" + "A second one, about tea. " * 500)
+    splits = bbc_news.load_bbc_news()
+    small = {name: rows.select(range(20)) for name, rows in splits.items() if name != "test"}
+    monkeypatch.setattr(pretrain, "load_bbc_news", lambda: small)
+    out = tmp_path / "model"
+    words = ["--text_folder", texts, "--output_dir", out, "--checkpoint_dir", tmp_path / "c", "--max_steps", 1]
+    monkeypatch.setattr(sys, "argv", ["pretrain", *map(str, words)])
+    pretrain.main()
+    assert AutoConfig.from_pretrained(out).activation_function == "gelu_new"
+    assert "42 documents" in capsys.readouterr().out
+
+
+def test_a_folder_without_texts_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no \*\.txt\.gz file"):
+        pretrain.read_documents(tmp_path)
