@@ -1,0 +1,111 @@
+"""The notebook runs from the first to the last cell, and the committed one holds the output of such a run."""
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from peft_helpers import describe_environment, keep_output_clean
+
+NOTEBOOK = Path("LightweightFineTuning.ipynb")
+
+
+def code_cells(notebook) -> list:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def printed(notebook) -> str:
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    return "\n".join(output.get("text", "") or output.get("data", {}).get("text/plain", "") for output in outputs)
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    adapter = tmp_path_factory.mktemp("notebook") / "adapter"
+    budget = "--max_train_rows 40 --max_eval_rows 20 --max_length 32 --num_train_epochs 1"
+    environment = pytest.MonkeyPatch()
+    environment.setenv("LFT_ARGS", f"--profile offline {budget} --output_dir {adapter}")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    NotebookClient(notebook, timeout=240, kernel_name="python3", store_widget_state=False).execute()
+    environment.undo()
+    return notebook, adapter
+
+
+def test_every_cell_runs_and_the_asserts_hold(executed):
+    notebook, _ = executed
+    assert [cell.execution_count for cell in code_cells(notebook)] == list(range(1, len(code_cells(notebook)) + 1))
+    text = printed(notebook)
+    assert "before and after LoRA was injected: 0.0" in text
+    assert "in memory and of the reloaded one: 0.0" in text
+    assert re.search(r"(\d+) of \1 trainable tensors changed, 0 of \d+ frozen ones", text)
+
+
+def test_the_run_leaves_an_adapter_that_is_complete_and_small(executed):
+    _, adapter = executed
+    names = {path.name for path in adapter.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "config.json", "tokenizer.json"} <= names
+    assert sum(path.stat().st_size for path in adapter.iterdir()) < 2_000_000
+    assert json.loads((adapter / "tokenizer_config.json").read_text())["model_max_length"] == 32
+
+
+@pytest.mark.parametrize("which", ["committed", "executed"])
+def test_outputs_are_clean(which, request):
+    found = request.getfixturevalue(which)
+    notebook = found if which == "committed" else found[0]
+    assert "widgets" not in notebook.metadata
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr", output.text
+            assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
+
+
+def test_the_committed_notebook_is_one_run_in_order_without_settings(committed):
+    counts = [cell.execution_count for cell in code_cells(committed)]
+    assert counts == list(range(1, len(counts) + 1))
+    text = printed(committed)
+    assert "'profile': 'offline'" in text
+    assert "'max_train_rows': None" in text
+    assert str(Path.cwd()) not in NOTEBOOK.read_text(encoding="utf-8")
+
+
+def test_the_form_of_the_project_is_kept(committed):
+    markdown = "\n".join(cell.source for cell in committed.cells if cell.cell_type == "markdown")
+    headings = re.findall(r"^#{1,2} .*$", markdown, re.MULTILINE)
+    assert headings == [
+        "# Lightweight Fine-Tuning Project",
+        "## Loading and Evaluating a Foundation Model",
+        "## Performing Parameter-Efficient Fine-Tuning",
+        "## Performing Inference with a PEFT Model",
+    ]
+    for choice in ("PEFT technique", "Model", "Evaluation approach", "Fine-tuning dataset"):
+        assert f"* **{choice}:**" in markdown
+
+
+def test_no_cell_defines_what_the_package_should_have(committed):
+    for cell in code_cells(committed):
+        assert not re.search(r"^\s*(def|class) ", cell.source, re.MULTILINE)
+        assert len(cell.source.splitlines()) <= 20
+
+
+def test_the_readmes_results_are_the_committed_notebooks(committed):
+    readme = Path("README.md").read_text(encoding="utf-8")
+    table = readme.split("<!-- results -->")[1]
+    text = printed(committed)
+    numbers = re.findall(r"[+-]?\d[\d,]*\.?\d*", table)
+    assert len(numbers) > 10
+    assert [number for number in numbers if number not in text] == []
+
+
+def test_the_environment_is_described(capsys):
+    keep_output_clean()
+    environment = describe_environment()
+    assert {"python", "torch", "transformers", "peft", "device"} <= set(environment.index)

@@ -1,0 +1,31 @@
+"""The shape that the project is delivered in."""
+
+import subprocess
+from pathlib import Path
+
+import peft_helpers
+
+TOP = {"LightweightFineTuning.ipynb", "peft_helpers", "tests", "requirements.txt", "environment.yml", "README.md"}
+
+
+def test_the_top_level_is_as_agreed():
+    tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout.split("\n")
+    top = {path.split("/")[0] for path in tracked if path}
+    assert {name for name in top if not name.startswith(".")} == TOP
+
+
+def test_the_environment_takes_its_packages_from_the_requirements():
+    text = Path("environment.yml").read_text()
+    assert "python=3.11" in text
+    assert "-r requirements.txt" in text
+
+
+def test_each_module_has_its_tests():
+    modules = {path.stem for path in Path("peft_helpers").glob("*.py")} - {"__init__"}
+    assert {f"test_{module}" for module in modules} <= {path.stem for path in Path("tests").glob("test_*.py")}
+
+
+def test_every_public_name_can_be_imported_and_is_documented():
+    for name in peft_helpers.__all__:
+        value = getattr(peft_helpers, name)
+        assert not callable(value) or value.__doc__
