@@ -12,6 +12,7 @@ from peft_helpers.models import (
     classifier_arguments,
     load_base_model,
     saved_classifier_arguments,
+    turn_off_dropout,
     uses_conv1d,
 )
 from peft_helpers.notebook import describe_environment, keep_output_clean
@@ -34,5 +35,6 @@ __all__ = [
     "load_base_model", "load_bbc_news", "load_dataset_arguments", "majority_accuracy", "make_trainer",
     "parse_run_config", "plot_before_after", "plot_class_balance", "plot_confusions", "plot_token_lengths",
     "plot_training", "predict", "prepare_splits", "report_per_class", "save_run_config",
-    "saved_classifier_arguments", "set_padding", "tokenize_dataset", "training_arguments", "uses_conv1d",
+    "saved_classifier_arguments", "set_padding", "tokenize_dataset", "training_arguments", "turn_off_dropout",
+    "uses_conv1d",
 ]  # fmt: skip

@@ -29,7 +29,12 @@ DATASET_SETTINGS = {BBC_NEWS: {"max_length": 256}, "stanfordnlp/imdb": {"max_len
 # Subsets with which GPT-2 (124M) takes about ten minutes on a CPU of 2 cores; a GPU takes every row.
 CPU_SETTINGS = {
     "stanfordnlp/sst2": {"max_train_rows": 4000},
-    "stanfordnlp/imdb": {"max_train_rows": 200, "max_eval_rows": 80, "num_train_epochs": 1},
+    "stanfordnlp/imdb": {
+        "max_train_rows": 200,
+        "max_eval_rows": 50,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 8,
+    },
 }
 
 

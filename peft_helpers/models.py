@@ -57,13 +57,25 @@ def saved_classifier_arguments(adapter_dir: str | Path) -> dict:
 
 
 def load_base_model(config: RunConfig, label_names: list[str], tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Return the pre-trained model with a new head, as the notebook's cells do: seeded, and padded as ``tokenizer``."""
+    """Return the pre-trained model with a new head, as the notebook's cells do: seeded, padded, without dropout."""
     set_seed(config.seed)  # the head is random
     model = AutoModelForSequenceClassification.from_pretrained(
         config.model_name_or_path, **classifier_arguments(label_names)
     )
     set_padding(tokenizer, model)
+    turn_off_dropout(model)
     return model
+
+
+def turn_off_dropout(model: torch.nn.Module) -> None:
+    """Set every dropout in ``model`` to 0; called before LoRA is injected, it leaves LoRA's own dropout alone.
+
+    What is frozen cannot overfit. On a CPU, dropout in the attention also costs memory that grows with the square of
+    the length, since SDPA then has to keep every attention weight.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
 
 
 def uses_conv1d(model: torch.nn.Module) -> bool:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, set_seed
 
 from peft_helpers import (
@@ -12,6 +13,7 @@ from peft_helpers import (
     load_base_model,
     saved_classifier_arguments,
     set_padding,
+    turn_off_dropout,
     uses_conv1d,
 )
 
@@ -32,6 +34,7 @@ def test_the_notebooks_cells_make_the_same_model(config, tokenizer, model):
     arguments = classifier_arguments(["negative", "positive"])
     by_hand = AutoModelForSequenceClassification.from_pretrained(config.model_name_or_path, **arguments)
     set_padding(tokenizer, by_hand)
+    turn_off_dropout(by_hand)
     assert by_hand.config.to_dict() == model.config.to_dict()
     assert all(torch.equal(a, b) for a, b in zip(by_hand.parameters(), model.parameters(), strict=True))
 
@@ -39,6 +42,14 @@ def test_the_notebooks_cells_make_the_same_model(config, tokenizer, model):
 def test_label_names_travel_with_the_folder(model, tmp_path):
     model.config.save_pretrained(tmp_path)
     assert saved_classifier_arguments(tmp_path) == classifier_arguments(["negative", "positive"])
+
+
+def test_only_loras_dropout_is_left(model):
+    turn_off_dropout(model)
+    lora = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", fan_in_fan_out=True, lora_dropout=0.3))
+    rates = {name: module.p for name, module in lora.named_modules() if isinstance(module, torch.nn.Dropout)}
+    assert set(rates.values()) == {0.0, 0.3}
+    assert all(("lora_dropout" in name) == (rate == 0.3) for name, rate in rates.items())
 
 
 def test_conv1d_is_told_from_linear(model):
