@@ -3,7 +3,7 @@
 from peft_helpers.adapters import adapter_size, check_output_dir, list_files, save_run_config
 from peft_helpers.bbc_news import load_bbc_news
 from peft_helpers.checks import assert_same_logits, changed_parameters, fingerprint_parameters
-from peft_helpers.comparison import compare, format_comparison, majority_accuracy
+from peft_helpers.comparison import compare, format_comparison, majority_class
 from peft_helpers.config import BBC_NEWS, PROFILES, TINY_GPT2, RunConfig, parse_run_config
 from peft_helpers.data import count_classes, load_dataset_arguments, prepare_splits
 from peft_helpers.metrics import ClassificationMetrics, compute_metrics, report_per_class
@@ -32,7 +32,7 @@ __all__ = [
     "assert_same_logits", "changed_parameters", "check_model", "check_output_dir", "classifier_arguments",
     "classify_texts", "compare", "compute_metrics", "count_classes", "describe_environment", "encode_texts",
     "evaluation_arguments", "fingerprint_parameters", "format_comparison", "keep_output_clean", "list_files",
-    "load_base_model", "load_bbc_news", "load_dataset_arguments", "majority_accuracy", "make_trainer",
+    "load_base_model", "load_bbc_news", "load_dataset_arguments", "majority_class", "make_trainer",
     "parse_run_config", "plot_before_after", "plot_class_balance", "plot_confusions", "plot_token_lengths",
     "plot_training", "predict", "prepare_splits", "report_per_class", "save_run_config",
     "saved_classifier_arguments", "set_padding", "tokenize_dataset", "training_arguments", "turn_off_dropout",

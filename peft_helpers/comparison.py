@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from transformers import EvalPrediction
 
 from peft_helpers.metrics import compute_metrics
 
@@ -13,12 +14,14 @@ METRIC_NAMES = {
 }
 
 
-def majority_accuracy(label_ids: np.ndarray) -> float:
-    """Return the accuracy of always answering with the most frequent of ``label_ids``, shape (rows,)."""
-    return float(np.bincount(label_ids).max() / len(label_ids))
+def majority_class(output: EvalPrediction) -> EvalPrediction:
+    """Return the output that always answers with the most frequent label of ``output.label_ids``, shape (rows,)."""
+    counts = np.bincount(output.label_ids, minlength=output.predictions.shape[1])
+    always = np.tile(np.eye(len(counts))[counts.argmax()], (len(output.label_ids), 1))
+    return EvalPrediction(predictions=always, label_ids=output.label_ids)
 
 
-def compare(untuned, tuned) -> pd.DataFrame:
+def compare(untuned: EvalPrediction, tuned: EvalPrediction) -> pd.DataFrame:
     """Return each metric of two outputs of `predict`, and the difference.
 
     Raises:

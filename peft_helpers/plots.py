@@ -8,8 +8,9 @@ import pandas as pd
 from datasets import Dataset
 from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
+from transformers import EvalPrediction
 
-from peft_helpers.comparison import METRIC_NAMES, majority_accuracy
+from peft_helpers.comparison import METRIC_NAMES, majority_class
 from peft_helpers.metrics import compute_metrics
 
 # On a new machine the first figure builds a font cache and says so on stderr.
@@ -25,7 +26,7 @@ def plot_class_balance(counts: pd.DataFrame) -> Figure:
     shares.columns = [f"{split} ({rows:,} rows)" for split, rows in counts.sum().items()]
     shares.plot.bar(ax=axes, color=[DARK, "#6f9fc8", LIGHT], edgecolor="black", linewidth=0.5, rot=0, width=0.8)
     axes.set(ylabel="share of the split, %", title="Class balance")
-    axes.legend(loc="lower center", ncols=3, fontsize="small")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, fontsize="small")
     return figure
 
 
@@ -61,33 +62,34 @@ def plot_training(log_history: list[dict]) -> Figure:
     return figure
 
 
-def plot_confusions(untuned, tuned, label_names: list[str]) -> Figure:
+def plot_confusions(untuned: EvalPrediction, tuned: EvalPrediction, label_names: list[str]) -> Figure:
     """Draw both confusion matrices, in shares of the true label, on one scale."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", sharey=True)
     for axis, output, title in zip(axes, (untuned, tuned), ("Untuned", "Fine-tuned with LoRA"), strict=True):
         predicted = np.argmax(output.predictions, axis=-1)
         matrix = confusion_matrix(output.label_ids, predicted, labels=range(len(label_names)), normalize="true")
         display = ConfusionMatrixDisplay(matrix, display_labels=label_names)
         display.plot(ax=axis, cmap="Blues", values_format=".2f", colorbar=False, im_kw={"vmin": 0, "vmax": 1})
         axis.set(title=title, ylabel="true label" if axis is axes[0] else "", xlabel="predicted label")
-        axis.tick_params(axis="x", rotation=30)
+        axis.set_xticks(axis.get_xticks(), label_names, rotation=30, ha="right", rotation_mode="anchor")
     figure.colorbar(display.im_, ax=axes, label="share of the true label's rows", shrink=0.8)
     figure.suptitle(f"Confusion on {len(tuned.label_ids):,} test rows")
     return figure
 
 
-def plot_before_after(untuned, tuned) -> Figure:
-    """Draw each metric before and after fine-tuning, with the accuracy of the majority class as a line."""
+def plot_before_after(untuned: EvalPrediction, tuned: EvalPrediction) -> Figure:
+    """Draw each metric before and after fine-tuning, over it the level of always answering the majority class."""
     figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
     places = np.arange(len(METRIC_NAMES))
     for output, shift, color, name in ((untuned, -0.2, LIGHT, "untuned"), (tuned, 0.2, DARK, "LoRA, reloaded")):
         scores = compute_metrics(output)
         bars = axes.bar(places + shift, [scores[metric] for metric in METRIC_NAMES], 0.4, color=color, label=name,
                         edgecolor="black", linewidth=0.5)  # fmt: skip
-        axes.bar_label(bars, fmt="%.3f", fontsize="small")
-    level = majority_accuracy(tuned.label_ids)
-    axes.axhline(level, color=LINE, linestyle="--", label=f"accuracy of the majority class, {level:.3f}")
+        axes.bar_label(bars, fmt="%.3f", fontsize="small", padding=2)
+    majority = compute_metrics(majority_class(tuned))
+    levels = [majority[metric] for metric in METRIC_NAMES]
+    axes.hlines(levels, places - 0.45, places + 0.45, color=LINE, linestyle="--", label="majority class")
     axes.set_xticks(places, METRIC_NAMES.values())
     axes.set(ylim=(0, 1.12), ylabel="score", title=f"Before and after, on {len(tuned.label_ids):,} test rows")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, fontsize="small")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, fontsize="small")
     return figure
