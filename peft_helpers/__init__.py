@@ -10,6 +10,7 @@ from peft_helpers.metrics import ClassificationMetrics, compute_metrics, report_
 from peft_helpers.models import (
     check_model,
     classifier_arguments,
+    head_modules,
     load_base_model,
     saved_classifier_arguments,
     turn_off_dropout,
@@ -31,10 +32,10 @@ __all__ = [
     "BBC_NEWS", "PROFILES", "TINY_GPT2", "ClassificationMetrics", "RunConfig", "adapter_size",
     "assert_same_logits", "changed_parameters", "check_model", "check_output_dir", "classifier_arguments",
     "classify_texts", "compare", "compute_metrics", "count_classes", "describe_environment", "encode_texts",
-    "evaluation_arguments", "fingerprint_parameters", "format_comparison", "keep_output_clean", "list_files",
-    "load_base_model", "load_bbc_news", "load_dataset_arguments", "majority_class", "make_trainer",
-    "parse_run_config", "plot_before_after", "plot_class_balance", "plot_confusions", "plot_token_lengths",
-    "plot_training", "predict", "prepare_splits", "report_per_class", "save_run_config",
+    "evaluation_arguments", "fingerprint_parameters", "format_comparison", "head_modules", "keep_output_clean",
+    "list_files", "load_base_model", "load_bbc_news", "load_dataset_arguments", "majority_class",
+    "make_trainer", "parse_run_config", "plot_before_after", "plot_class_balance", "plot_confusions",
+    "plot_token_lengths", "plot_training", "predict", "prepare_splits", "report_per_class", "save_run_config",
     "saved_classifier_arguments", "set_padding", "tokenize_dataset", "training_arguments", "turn_off_dropout",
     "uses_conv1d",
 ]  # fmt: skip

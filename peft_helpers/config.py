@@ -1,9 +1,7 @@
 """What one run does: a validated configuration, its named profiles and the ``LFT_ARGS`` environment variable."""
 
-import hashlib
 import os
 import shlex
-import tempfile
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -61,9 +59,13 @@ class RunConfig:
     text_column: str | None = _option(None, "column with the texts (default: the only candidate)")
     label_column: str | None = _option(None, "column with the labels (default: the only candidate)")
     max_length: int = _option(128, "tokens after which a text is cut")
-    max_train_rows: int | None = _option(None, "stratified subset of the training rows (default: all)")
+    max_train_rows: int | None = _option(
+        None, "stratified subset of the training rows (default: all; a few of SST-2 and IMDB on a CPU)"
+    )
     max_eval_rows: int | None = _option(None, "stratified subset of validation and of test rows (default: all)")
-    target_modules: str = _option("all-linear", "layers that get LoRA: all-linear, or a regular expression of names")
+    target_modules: str = _option(
+        "all-linear", "layers that get LoRA: all-linear, or a regular expression of whole names: .*c_attn"
+    )
     lora_r: int = _option(8, "rank of the LoRA matrices")
     lora_alpha: int = _option(16, "LoRA scaling: the update is multiplied by lora_alpha / lora_r")
     lora_dropout: float = _option(0.05, "dropout on the input of the LoRA matrices")
@@ -74,7 +76,9 @@ class RunConfig:
     seed: int = _option(42, "seed of the head, of LoRA, of the order of the rows and of subsets")
     output_dir: str = _option("lora_adapter", "folder that the adapter is saved in")
     overwrite_output_dir: bool = _option(False, "replace an adapter of another run in output_dir")
-    checkpoint_dir: str | None = _option(None, "folder for training checkpoints (default: a temporary one)")
+    checkpoint_dir: str | None = _option(
+        None, "folder for checkpoints while training lasts (default: the system's temporary one)"
+    )
 
     def __post_init__(self) -> None:
         if self.profile not in ("auto", *PROFILES):
@@ -88,18 +92,6 @@ class RunConfig:
             raise ValueError(f"lora_dropout is {self.lora_dropout}; it must be at least 0 and below 1.")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed is {self.seed}; it must be at least 0 and below 2**32.")
-
-    @property
-    def checkpoint_folder(self) -> Path:
-        """``checkpoint_dir``, or a folder for this ``output_dir`` in the system's temporary one.
-
-        Not beside the notebook: a workspace's space limit counts what lies there.
-        """
-        if self.checkpoint_dir is not None:
-            return Path(self.checkpoint_dir)
-        output_dir = Path(self.output_dir).resolve()
-        digest = hashlib.sha256(str(output_dir).encode()).hexdigest()[:12]
-        return Path(tempfile.gettempdir()) / "lightweight-fine-tuning" / f"{output_dir.name}-{digest}"
 
 
 class _RaisingParser(HfArgumentParser):
@@ -122,7 +114,7 @@ def parse_run_config(arguments: str | None = None) -> RunConfig:
         ValueError: an option, profile or value is not known or out of range; the message lists the known ones.
     """
     words = shlex.split(os.environ.get(ENVIRONMENT_VARIABLE, "") if arguments is None else arguments)
-    parser = _RaisingParser(RunConfig, allow_abbrev=False)
+    parser = _RaisingParser(RunConfig, allow_abbrev=False, add_help=False)
     named = {word.split("=")[0][2:].replace("-", "_") for word in words if word.startswith("--")}
     values = vars(parser.parse_args(words))
     profile, reason = _choose_profile(values["profile"], named)
@@ -141,7 +133,9 @@ def _choose_profile(profile: str, named: set[str]) -> tuple[str, str]:
         return profile, "as asked for"
     if named.issuperset(_WHAT_RUNS):
         return "auto", "model and data set are both named, so there is nothing to choose"
-    available, reason = explain_availability(**PROFILES["gpt2-sst2"])
+    available, reason = explain_availability(
+        **{name: value for name, value in PROFILES["gpt2-sst2"].items() if name not in named}
+    )
     return ("gpt2-sst2" if available else "offline"), reason
 
 

@@ -1,6 +1,7 @@
 """From a raw data set to train, validation and test splits with the columns ``text`` and ``label``."""
 
 import gzip
+import re
 from itertools import islice
 from pathlib import Path
 
@@ -22,7 +23,7 @@ _SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}
 def load_dataset_arguments(config: RunConfig) -> dict:
     """Return the arguments with which ``datasets.load_dataset`` loads ``config.dataset_name``.
 
-    A file becomes the split ``train``; in a folder, each file is the split that its name says.
+    A file becomes the split ``train``; in a folder, each file is (a part of) the split that its name begins with.
 
     Raises:
         FileNotFoundError: the name looks like a path and there is no such file, or the folder holds no data file.
@@ -30,11 +31,12 @@ def load_dataset_arguments(config: RunConfig) -> dict:
     """
     path = Path(config.dataset_name)
     if path.is_dir():
-        files = {_split_name(file): file for file in sorted(path.iterdir()) if _extension(file) in _BUILDERS}
+        files = [file for file in sorted(path.iterdir()) if _extension(file) in _BUILDERS]
+        splits = [_split_name(file) for file in files]
     elif path.is_file() and _extension(path) in _BUILDERS:
-        files = {"train": path}
+        files, splits = [path], ["train"]
     elif path.exists() or path.is_absolute() or _extension(path) in _BUILDERS or config.dataset_name.startswith("."):
-        files = {}
+        files, splits = [], []
     else:
         return {"path": config.dataset_name, "name": config.dataset_config_name}
     if not files:
@@ -42,19 +44,20 @@ def load_dataset_arguments(config: RunConfig) -> dict:
             f"dataset_name is {config.dataset_name!r}: no data file there. Expected a file or a folder of files that "
             f"end in {', '.join(_BUILDERS)}{_what_is_there(path)}."
         )
-    return _local_files_arguments(files)
+    return _local_files_arguments(files, splits)
 
 
-def _local_files_arguments(files: dict[str, Path]) -> dict:
-    extensions = {_extension(file) for file in files.values()}
+def _local_files_arguments(files: list[Path], splits: list[str]) -> dict:
+    extensions = {_extension(file) for file in files}
     if len(extensions) > 1:
-        raise ValueError(f"The files {[file.name for file in files.values()]} are of several kinds; keep one of them.")
-    empty = [str(file) for file in files.values() if not _has_rows(file)]
+        raise ValueError(f"The files {[file.name for file in files]} are of several kinds; keep one of them.")
+    empty = [str(file) for file in files if not _has_rows(file)]
     if empty:
         raise ValueError(
             f"{', '.join(empty)} is empty: expected at least one row, and a header before it in csv or tsv."
         )
-    return _BUILDERS[extensions.pop()] | {"data_files": {split: str(file) for split, file in files.items()}}
+    data_files = {split: [str(f) for f, s in zip(files, splits, strict=True) if s == split] for split in splits}
+    return _BUILDERS[extensions.pop()] | {"data_files": data_files}
 
 
 def _has_rows(file: Path) -> bool:
@@ -70,7 +73,7 @@ def _extension(path: Path) -> str:
 
 
 def _split_name(path: Path) -> str:
-    stem = path.name.split(".")[0].lower()
+    stem = re.match(r"[a-z]*", path.name.lower())[0]  # train-00000-of-00002.parquet is a part of train
     return _SPLIT_NAMES.get(stem, stem)
 
 
@@ -83,22 +86,24 @@ def _what_is_there(path: Path) -> str:
 def prepare_splits(raw: DatasetDict, config: RunConfig) -> DatasetDict:
     """Return train, validation and test with the columns ``text`` (string) and ``label`` (``ClassLabel``).
 
-    Rows without a text or label (None, empty or -1) are dropped, and a line says how many. A data set whose ``test``
-    has no labels is tested on its ``validation``; what is then missing is carved, stratified, out of ``train``: a fifth
-    for the test, a tenth but at most 1,000 rows for the validation.
+    Rows without a text (None) or label (None, NaN, empty or -1) are dropped, and a line says how many. A data set whose
+    ``test`` has no labels is tested on its ``validation``; what is then missing is carved, stratified, out of
+    ``train``: a fifth for the test, a tenth but at most 1,000 rows for the validation. A text that occurs in the test
+    is dropped from the other two, one that occurs in the validation from train.
 
     Raises:
-        ValueError: a column cannot be told or found, there is one label only, or a label to be tested on never occurs
-            in train.
+        ValueError: a column cannot be told or found, a split is empty, there is one label only, or a label to be tested
+            on never occurs in train.
     """
     if "train" not in raw:
         raise ValueError(f"The data set has the splits {list(raw)}; expected one named train.")
     text_column, label_column = find_columns(raw["train"], config.text_column, config.label_column)
     labelled = encode_labels(raw, text_column, label_column)
-    splits = _carve_missing_splits(labelled, config.seed)
-    _check_labels(splits)
+    splits = _drop_straddling_texts(_carve_missing_splits(labelled, config.seed))
     limits = {"train": config.max_train_rows, "validation": config.max_eval_rows, "test": config.max_eval_rows}
-    return DatasetDict({name: _take(splits[name], limits[name], config.seed) for name in limits})
+    dataset = DatasetDict({name: _take(splits[name], limits[name], config.seed) for name in limits})
+    _check_labels(dataset)
+    return dataset
 
 
 def find_columns(dataset: Dataset, text_column: str | None, label_column: str | None) -> tuple[str, str]:
@@ -145,7 +150,10 @@ def encode_labels(raw: DatasetDict, text_column: str, label_column: str) -> Data
 
     Labels of any type become a ``ClassLabel``; the names of one that exists, and their order, are kept.
     """
-    raw = DatasetDict({_SPLIT_NAMES.get(name, name): split for name, split in raw.items()})
+    renamed = {_SPLIT_NAMES.get(name, name): split for name, split in raw.items()}
+    if len(renamed) < len(raw):
+        raise ValueError(f"Several of the splits {list(raw)} are validation splits; keep one of them.")
+    raw = DatasetDict(renamed)
     for name, split in raw.items():
         if missing := {text_column, label_column} - set(split.column_names):
             raise ValueError(f"The split {name} lacks {sorted(missing)}; its columns are {split.column_names}.")
@@ -171,7 +179,12 @@ def _label_names(raw: DatasetDict, column: str) -> dict[object, str]:
     feature = raw["train"].features[column]
     if isinstance(feature, ClassLabel):
         return dict(enumerate(feature.names))
-    values = set().union(*(split.unique(column) for split in raw.values())) - {None, "", -1}
+    if not isinstance(feature, Value):
+        raise ValueError(f"The column {column!r} is of type {feature}; expected one label a row.")
+    values = set().union(*(split.unique(column) for split in raw.values()))
+    values = {value for value in values if value == value and value not in (None, "", -1)}  # NaN is not equal to itself
+    if "-1" in values and all(re.fullmatch(r"-?\d+", value) for value in values):
+        values.remove("-1")  # a csv with a blank label is read as strings
     fractions = [value for value in values if isinstance(value, float) and not value.is_integer()]
     if fractions:
         raise ValueError(f"The column {column!r} holds fractions such as {fractions[0]}; expected classes.")
@@ -192,14 +205,26 @@ def _carve_missing_splits(labelled: DatasetDict, seed: int) -> dict[str, Dataset
 
 
 def _carve(dataset: Dataset, rows: int, seed: int) -> tuple[Dataset, Dataset]:
-    order = stratified_order(dataset[:]["label"], seed)
+    order = stratified_order(dataset["label"][:], seed)
     return dataset.select(np.sort(order[rows:])), dataset.select(np.sort(order[:rows]))
+
+
+def _drop_straddling_texts(splits: dict[str, Dataset]) -> dict[str, Dataset]:
+    seen: set[str] = set()
+    for name in ("test", "validation", "train"):
+        texts = splits[name]["text"][:]
+        kept = [number for number, text in enumerate(texts) if text not in seen]
+        if dropped := len(texts) - len(kept):
+            print(f"{name}: {dropped:,} of {len(texts):,} rows have a text of another split and are left out.")
+            splits[name] = splits[name].select(kept)
+        seen.update(texts)
+    return splits
 
 
 def _take(dataset: Dataset, max_rows: int | None, seed: int) -> Dataset:
     if max_rows is None or max_rows >= dataset.num_rows:
         return dataset
-    return dataset.select(np.sort(stratified_order(dataset[:]["label"], seed)[:max_rows]))
+    return dataset.select(np.sort(stratified_order(dataset["label"][:], seed)[:max_rows]))
 
 
 def stratified_order(labels: list[int], seed: int) -> np.ndarray:
@@ -215,7 +240,10 @@ def stratified_order(labels: list[int], seed: int) -> np.ndarray:
     return order[np.argsort(quantile.to_numpy(), kind="stable")]
 
 
-def _check_labels(splits: dict[str, Dataset]) -> None:
+def _check_labels(splits: DatasetDict) -> None:
+    if empty := [name for name, rows in splits.items() if rows.num_rows == 0]:
+        counts = {name: rows.num_rows for name, rows in splits.items()}
+        raise ValueError(f"No rows are left for {' and '.join(empty)}: {counts}; the data set is too small.")
     label = splits["train"].features["label"]
     known = set(splits["train"].unique("label"))
     if len(known) < 2:
@@ -226,14 +254,19 @@ def _check_labels(splits: dict[str, Dataset]) -> None:
     for name in ("validation", "test"):
         if unknown := set(splits[name].unique("label")) - known:
             raise ValueError(
-                f"The split {name} has the labels {sorted(label.int2str(number) for number in unknown)}, which train "
-                f"lacks (it has {sorted(label.int2str(number) for number in known)}); correct or remove those rows."
+                f"The split {name} has the labels {_names(label, unknown)}, which train lacks (its "
+                f"{splits['train'].num_rows:,} rows have {_names(label, known)}); correct those rows, or take more of "
+                "train."
             )
+
+
+def _names(label: ClassLabel, numbers: set[int]) -> list[str]:
+    return [label.int2str(number) for number in sorted(numbers)]
 
 
 def count_classes(dataset: DatasetDict) -> pd.DataFrame:
     """Return the number of rows of each label (rows of the table) in each split (columns)."""
     names = dataset["train"].features["label"].names
     return pd.DataFrame(
-        {split: np.bincount(rows[:]["label"], minlength=len(names)) for split, rows in dataset.items()}, index=names
+        {split: np.bincount(rows["label"][:], minlength=len(names)) for split, rows in dataset.items()}, index=names
     )

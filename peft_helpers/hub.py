@@ -8,19 +8,22 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 TIMEOUT = 4.0  # seconds
 
 
-def explain_availability(model_name_or_path: str, dataset_name: str) -> tuple[bool, str]:
-    """Return whether both can be had, and the reason as half a sentence. Takes about `TIMEOUT` seconds at most."""
-    both = f"{model_name_or_path} and {dataset_name}"
-    if _model_is_cached(model_name_or_path) and _dataset_is_cached(dataset_name):
-        return True, f"{both} are in the local Hugging Face cache"
+def explain_availability(model_name_or_path: str | None = None, dataset_name: str | None = None) -> tuple[bool, str]:
+    """Return whether all that is named can be had, and the reason as half a sentence; takes `TIMEOUT` s at most."""
+    names = " and ".join(name for name in (model_name_or_path, dataset_name) if name)
+    model_is_cached = model_name_or_path is None or _model_is_cached(model_name_or_path)
+    dataset_is_cached = dataset_name is None or _dataset_is_cached(dataset_name)
+    if model_is_cached and dataset_is_cached:
+        return True, f"the local Hugging Face cache holds {names}"
     failure = _ask_hub(model_name_or_path, dataset_name)
     if failure is None:
-        return True, f"the Hugging Face Hub serves {both}"
-    return False, f"{both} are not in the local Hugging Face cache, and the Hub cannot serve them ({failure})"
+        return True, f"the Hugging Face Hub serves {names}"
+    return False, f"the local Hugging Face cache lacks {names}, and the Hub cannot serve it ({failure})"
 
 
 def _model_is_cached(name: str) -> bool:
-    return isinstance(try_to_load_from_cache(name, "model.safetensors"), str)
+    needed = ("config.json", "model.safetensors", "tokenizer.json")
+    return all(isinstance(try_to_load_from_cache(name, file), str) for file in needed)
 
 
 def _dataset_is_cached(name: str) -> bool:
@@ -28,14 +31,16 @@ def _dataset_is_cached(name: str) -> bool:
     return any(folder.glob("**/dataset_info.json"))
 
 
-def _ask_hub(model_name: str, dataset_name: str) -> str | None:
-    """Return None if the Hub knows both, else why not."""
+def _ask_hub(model_name: str | None, dataset_name: str | None) -> str | None:
+    """Return None if the Hub knows what is named, else why not."""
     answer = [f"no answer within {TIMEOUT:.0f} seconds"]
 
     def ask() -> None:
         try:
-            HfApi().model_info(model_name, timeout=TIMEOUT)
-            HfApi().dataset_info(dataset_name, timeout=TIMEOUT)
+            if model_name is not None:
+                HfApi().model_info(model_name, timeout=TIMEOUT)
+            if dataset_name is not None:
+                HfApi().dataset_info(dataset_name, timeout=TIMEOUT)
             answer[0] = None
         except Exception as error:  # whatever it is, the answer is: not from the Hub
             answer[0] = type(error).__name__

@@ -11,8 +11,8 @@ from transformers import EvalPrediction
 class ClassificationMetrics(evaluate.Metric):
     """Accuracy and macro-averaged precision, recall and F1, from scikit-learn.
 
-    ``evaluate.load`` would fetch a script from the Hub for each of them. A label that is never predicted has a
-    precision of 0.
+    ``evaluate.load`` would fetch a script from the Hub for each of them. The macro average is over the labels that
+    occur in the references, so that it is over the same ones for every model; one never predicted has a precision of 0.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -24,7 +24,7 @@ class ClassificationMetrics(evaluate.Metric):
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
         precision, recall, f1, _ = precision_recall_fscore_support(
-            references, predictions, average="macro", zero_division=0
+            references, predictions, labels=np.unique(references), average="macro", zero_division=0
         )
         accuracy = accuracy_score(references, predictions)
         return {"accuracy": accuracy, "precision": float(precision), "recall": float(recall), "f1": float(f1)}
@@ -40,12 +40,13 @@ def compute_metrics(output: EvalPrediction) -> dict[str, float]:
 
 
 def report_per_class(output: EvalPrediction, label_names: list[str]) -> pd.DataFrame:
-    """Return precision, recall, F1 and number of test rows (``support``) of each label and their averages."""
+    """Return precision, recall, F1 and number of rows (``support``) of each label that occurs, and their averages."""
+    labels = np.unique(output.label_ids)
     report = classification_report(
         output.label_ids,
         np.argmax(output.predictions, axis=-1),
-        labels=range(len(label_names)),
-        target_names=label_names,
+        labels=labels,
+        target_names=[label_names[label] for label in labels],
         output_dict=True,
         zero_division=0,
     )

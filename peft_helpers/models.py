@@ -1,11 +1,13 @@
 """The pre-trained classifier: what it is loaded with, and what is checked before."""
 
+import re
 from pathlib import Path
 
 import torch
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
@@ -21,21 +23,35 @@ def check_model(config: RunConfig) -> None:
 
     Raises:
         FileNotFoundError: a local folder lacks ``config.json`` or safetensors weights; the message lists what it holds.
-        ValueError: ``max_length`` exceeds the positions that the model has.
+        ValueError: ``max_length`` exceeds the positions that the model has, or ``target_modules`` matches no layer.
     """
     name = config.model_name_or_path
     folder = Path(name)
     if folder.is_dir() or folder.is_absolute() or name.startswith("."):
         found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        if "config.json" not in found or not any(entry.endswith(".safetensors") for entry in found):
+        if "config.json" not in found or not any(map(_is_model_weights, found)):
             raise FileNotFoundError(
-                f"model_name_or_path is {name!r}: expected a folder with config.json and *.safetensors "
+                f"model_name_or_path is {name!r}: expected a folder with config.json and model*.safetensors "
                 f"(pickled weights are not loaded), found {', '.join(found) or 'nothing'}."
             )
-    positions = getattr(AutoConfig.from_pretrained(name).get_text_config(), "max_position_embeddings", None)
+    model_config = AutoConfig.from_pretrained(name)
+    positions = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and config.max_length > positions:
+        raise ValueError(f"max_length is {config.max_length}, but {name} has {positions} positions; choose fewer.")
+    _check_target_modules(config.target_modules, model_config)
+
+
+def _is_model_weights(name: str) -> bool:
+    return name.startswith("model") and name.endswith(".safetensors")
+
+
+def _check_target_modules(target_modules: str, model_config: PreTrainedConfig) -> None:
+    with torch.device("meta"):  # names without weights
+        names = [name for name, _ in AutoModelForSequenceClassification.from_config(model_config).named_modules()]
+    if target_modules != "all-linear" and not any(re.fullmatch(target_modules, name) for name in names):
         raise ValueError(
-            f"max_length is {config.max_length}, but {name} has {positions} positions; choose at most that."
+            f"target_modules is {target_modules!r}, which matches no layer as a whole name; expected all-linear or a "
+            f"regular expression such as '.*c_attn'. The layers are {', '.join(filter(None, names))}."
         )
 
 
@@ -76,6 +92,12 @@ def turn_off_dropout(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+
+
+def head_modules(model: PreTrainedModel) -> list[str]:
+    """Return the names of the layers on top of the foundation model: to be trained in full, not by LoRA."""
+    children = dict(model.named_children())
+    return [name for name in children if name != model.base_model_prefix and list(children[name].parameters())]
 
 
 def uses_conv1d(model: torch.nn.Module) -> bool:

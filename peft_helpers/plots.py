@@ -24,7 +24,8 @@ def plot_class_balance(counts: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
     shares = 100 * counts / counts.sum()
     shares.columns = [f"{split} ({rows:,} rows)" for split, rows in counts.sum().items()]
-    shares.plot.bar(ax=axes, color=[DARK, "#6f9fc8", LIGHT], edgecolor="black", linewidth=0.5, rot=0, width=0.8)
+    shares.plot.bar(ax=axes, color=[DARK, "#6f9fc8", LIGHT], edgecolor="black", linewidth=0.5, width=0.8,
+                    rot=0 if len(counts) <= 8 else 60)  # fmt: skip
     axes.set(ylabel="share of the split, %", title="Class balance")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, fontsize="small")
     return figure
@@ -32,7 +33,7 @@ def plot_class_balance(counts: pd.DataFrame) -> Figure:
 
 def plot_token_lengths(tokenized: Dataset, max_length: int) -> Figure:
     """Draw how long the texts are, in tokens, and what ``max_length`` cuts."""
-    lengths = np.asarray(tokenized[:]["text_length"])
+    lengths = np.asarray(tokenized["text_length"][:])
     cut, lost = np.mean(lengths > max_length), np.maximum(lengths - max_length, 0).sum() / max(lengths.sum(), 1)
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
     longest = np.quantile(lengths, 0.99)
@@ -69,7 +70,14 @@ def plot_confusions(untuned: EvalPrediction, tuned: EvalPrediction, label_names:
         predicted = np.argmax(output.predictions, axis=-1)
         matrix = confusion_matrix(output.label_ids, predicted, labels=range(len(label_names)), normalize="true")
         display = ConfusionMatrixDisplay(matrix, display_labels=label_names)
-        display.plot(ax=axis, cmap="Blues", values_format=".2f", colorbar=False, im_kw={"vmin": 0, "vmax": 1})
+        display.plot(
+            ax=axis,
+            cmap="Blues",
+            values_format=".2f",
+            colorbar=False,
+            include_values=len(label_names) <= 12,
+            im_kw={"vmin": 0, "vmax": 1},
+        )
         axis.set(title=title, ylabel="true label" if axis is axes[0] else "", xlabel="predicted label")
         axis.set_xticks(axis.get_xticks(), label_names, rotation=30, ha="right", rotation_mode="anchor")
     figure.colorbar(display.im_, ax=axes, label="share of the true label's rows", shrink=0.8)

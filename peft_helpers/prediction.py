@@ -1,5 +1,7 @@
 """Predictions in the data set's order, and for texts of one's own."""
 
+import tempfile
+
 import numpy as np
 import pandas as pd
 import torch
@@ -29,10 +31,10 @@ def predict(
     fails at once; the order is then restored. ``metrics`` are those of
     `compute_metrics` and the time it took.
     """
-    order = np.argsort(dataset[:]["length"], kind="stable")[::-1]
+    order = np.argsort(dataset["length"][:], kind="stable")[::-1]
     trainer = Trainer(
         model=model,
-        args=TrainingArguments(**evaluation_arguments(config)),
+        args=TrainingArguments(**evaluation_arguments(config), output_dir=tempfile.gettempdir()),
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=compute_metrics,
     )
@@ -41,11 +43,12 @@ def predict(
     return PredictionOutput(output.predictions[back], output.label_ids[back], output.metrics)
 
 
-def classify_texts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], config: RunConfig
-) -> pd.DataFrame:
-    """Return a row for each text: the predicted label, its probability, and the probability of every label."""
-    encoded = encode_texts(texts, tokenizer, config.max_length)
+def classify_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> pd.DataFrame:
+    """Return a row for each text: the predicted label, its probability, and the probability of every label.
+
+    A text is cut at ``tokenizer.model_max_length``, which travels with the adapter.
+    """
+    encoded = encode_texts(texts, tokenizer, tokenizer.model_max_length)
     batch = tokenizer.pad(encoded, return_tensors="pt").to(model.device)
     with torch.inference_mode():
         probabilities = softmax(model.eval()(**batch).logits.float().cpu().numpy(), axis=-1)

@@ -1,6 +1,6 @@
 """Texts to token ids: padding for GPT-2, truncation, and texts without a single token."""
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -29,16 +29,24 @@ def encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase, max_lengt
     return encoded
 
 
-def tokenize_dataset(dataset: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:
+def tokenize_dataset(
+    dataset: Dataset | DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Dataset | DatasetDict:
     """Return ``dataset`` with ``input_ids``, ``attention_mask``, ``labels`` and two lengths, in tokens.
 
-    ``length`` is that of ``input_ids``, by which batches are grouped; ``text_length`` that of the whole text.
+    ``length`` is that of ``input_ids``, by which `predict` forms batches; ``text_length`` that of the whole text.
+
+    Raises:
+        ValueError: the tokenizer is not one of the ``tokenizers`` library, which alone tells what was cut.
     """
+    if not tokenizer.is_fast:
+        raise ValueError(f"{type(tokenizer).__name__} is not backed by the tokenizers library; choose another model.")
+    special = tokenizer.num_special_tokens_to_add()  # every part that was cut off has its own
 
     def tokenize(batch: dict[str, list]) -> dict[str, list]:
         encoded = encode_texts(batch["text"], tokenizer, max_length)
         length = [len(ids) for ids in encoded["input_ids"]]
-        cut = [sum(len(part.ids) for part in encoding.overflowing) for encoding in encoded.encodings]
+        cut = [sum(len(part.ids) - special for part in encoding.overflowing) for encoding in encoded.encodings]
         lengths = {"length": length, "text_length": [kept + lost for kept, lost in zip(length, cut, strict=True)]}
         return dict(encoded) | lengths
 

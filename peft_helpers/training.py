@@ -1,6 +1,7 @@
 """The Trainer: length-grouped batches, the best checkpoint by validation macro-F1, only the adapter kept."""
 
 import shutil
+import tempfile
 from pathlib import Path
 
 import torch
@@ -30,7 +31,6 @@ def evaluation_arguments(config: RunConfig) -> dict:
     cuda = torch.cuda.is_available()
     bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     return {
-        "output_dir": str(config.checkpoint_folder),
         "seed": config.seed,
         "per_device_eval_batch_size": config.per_device_eval_batch_size,
         "bf16": bf16,
@@ -41,10 +41,14 @@ def evaluation_arguments(config: RunConfig) -> dict:
     }
 
 
-def training_arguments(config: RunConfig) -> TrainingArguments:
-    """Return the Trainer's arguments for a run; loss, metrics and checkpoint come `EVALUATIONS` times in it."""
+def training_arguments(config: RunConfig, output_dir: str) -> TrainingArguments:
+    """Return the Trainer's arguments for a run; loss, metrics and checkpoint come `EVALUATIONS` times in it.
+
+    ``output_dir`` is for the checkpoints.
+    """
     return TrainingArguments(
         **evaluation_arguments(config),
+        output_dir=output_dir,
         num_train_epochs=config.num_train_epochs,
         learning_rate=config.learning_rate,
         lr_scheduler_type="linear",
@@ -66,11 +70,16 @@ def make_trainer(
 ) -> Trainer:
     """Return the Trainer that trains ``model`` on ``tokenized["train"]`` and judges it on ``tokenized["validation"]``.
 
-    The test rows are not handed to it: nothing can be chosen on them.
+    The test rows are not handed to it: nothing can be chosen on them. Checkpoints go to a new folder, which is removed
+    when training ends: in ``config.checkpoint_dir``, by default the system's temporary one, as a workspace's space
+    limit counts what lies beside the notebook.
     """
+    if config.checkpoint_dir is not None:
+        Path(config.checkpoint_dir).mkdir(parents=True, exist_ok=True)
+    checkpoints = tempfile.mkdtemp(prefix="checkpoints-", dir=config.checkpoint_dir)
     return Trainer(
         model=model,
-        args=training_arguments(config),
+        args=training_arguments(config, checkpoints),
         train_dataset=tokenized["train"],
         eval_dataset=tokenized["validation"],
         processing_class=tokenizer,
@@ -81,18 +90,8 @@ def make_trainer(
 
 
 class DiscardCheckpoints(TrainerCallback):
-    """Removes earlier runs' checkpoints before training, since old ones count as new, and this run's after it."""
-
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        """Remove what an earlier run left, unless this one goes on from it."""
-        if state.global_step == 0:
-            _remove_checkpoints(args.output_dir)
+    """Removes the folder of checkpoints when training has ended: the best one is in memory by then."""
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
-        """Remove this run's checkpoints: the best one is in memory by now."""
-        _remove_checkpoints(args.output_dir)
-
-
-def _remove_checkpoints(folder: str) -> None:
-    for checkpoint in Path(folder).glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+        """Remove ``args.output_dir``."""
+        shutil.rmtree(args.output_dir)

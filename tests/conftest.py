@@ -3,13 +3,17 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the suite asserts equality to the last bit, which holds on a CPU
 os.environ["MPLBACKEND"] = "agg"
+
+import logging
 
 import pytest
 import torch
+import transformers
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig, get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel, set_seed
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, set_seed
 
 import peft_helpers as helpers
 from peft_helpers.tiny_gpt2.pretrain import train_tokenizer
@@ -19,11 +23,23 @@ BAD = ["a dull film", "what a sad, cold and tired story", "bad", "the cast is a 
 LABELS = ["negative", "positive"]
 
 
+@pytest.fixture(autouse=True)
+def no_deprecations(caplog):
+    """Transformers announces most of its deprecations in its log rather than as warnings."""
+    logger, verbosity = logging.getLogger("transformers"), transformers.logging.get_verbosity()
+    logger.addHandler(caplog.handler)
+    yield
+    logger.removeHandler(caplog.handler)
+    transformers.logging.set_verbosity(verbosity)
+    assert not [record.getMessage() for record in caplog.records if "deprecated" in record.getMessage().lower()]
+
+
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory) -> str:
     """A folder with a random GPT-2 language model of two layers and its tokenizer."""
     folder = tmp_path_factory.mktemp("tiny_model")
     tokenizer = train_tokenizer((GOOD + BAD) * 4, vocab_size=300)
+    tokenizer.model_max_length = 64
     set_seed(0)
     shape = GPT2Config(
         vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=2, n_head=2,
@@ -45,20 +61,18 @@ def config(tiny_model_dir, tmp_path) -> helpers.RunConfig:
 
 @pytest.fixture
 def raw() -> DatasetDict:
-    """Train, validation and test with text lengths that differ, labels as strings."""
+    """Train, validation and test with texts that differ, also in length, and labels as strings."""
     rows = [(text, "positive") for text in GOOD] + [(text, "negative") for text in BAD]
 
-    def split(times: int) -> Dataset:
-        chosen = rows * times
-        return Dataset.from_dict({"text": [t for t, _ in chosen], "label": [label for _, label in chosen]})
+    def split(marks: str) -> Dataset:
+        chosen = [(text + mark, label) for mark in marks for text, label in rows]
+        return Dataset.from_dict({"text": [text for text, _ in chosen], "label": [label for _, label in chosen]})
 
-    return DatasetDict(train=split(4), validation=split(1), test=split(2))
+    return DatasetDict(train=split("abcd"), validation=split("e"), test=split("fg"))
 
 
 @pytest.fixture
 def tokenizer(tiny_model_dir):
-    from transformers import AutoTokenizer
-
     return AutoTokenizer.from_pretrained(tiny_model_dir)
 
 

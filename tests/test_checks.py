@@ -37,5 +37,13 @@ def test_a_cpu_allows_no_difference_and_a_gpu_a_small_one():
     with pytest.raises(AssertionError, match=r"0\.001"):
         assert_same_logits(left, right, CPU)
     assert assert_same_logits(left, right, torch.device("cuda")) == pytest.approx(1e-3)
+    assert assert_same_logits(8 * left, 8 * left + 2**-5, torch.device("cuda")) == 2**-5  # one rounding of bfloat16
     with pytest.raises(AssertionError):
         assert_same_logits(left, right + 1, torch.device("cuda"))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_nan_agrees_with_nothing(device):
+    diverged = np.full((2, 3), np.nan)
+    with pytest.raises(AssertionError):
+        assert_same_logits(diverged, diverged, torch.device(device))

@@ -50,6 +50,14 @@ def test_auto_takes_gpt2_where_it_can_be_had_and_says_why(monkeypatch, capsys, a
     assert capsys.readouterr().out == f"Profile {profile}: for this reason.\n"
 
 
+def test_auto_asks_only_for_what_is_not_named(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(config_module, "explain_availability", lambda **names: (asked.update(names), (True, "so"))[1])
+    config = parse_run_config("--dataset_name my.csv")
+    assert asked == {"model_name_or_path": "gpt2"}
+    assert (config.model_name_or_path, config.dataset_name) == ("gpt2", "my.csv")
+
+
 def test_auto_asks_nobody_when_model_and_data_are_named(monkeypatch, capsys):
     monkeypatch.setattr(config_module, "explain_availability", lambda **names: pytest.fail("asked the Hub"))
     config = parse_run_config("--model_name_or_path a --dataset_name b.csv")
@@ -63,6 +71,7 @@ def test_auto_asks_nobody_when_model_and_data_are_named(monkeypatch, capsys):
         ("--profile gpt3", "Unknown profile 'gpt3'; the known ones are auto, gpt2-sst2, gpt2-imdb, offline"),
         ("--profile offline --epochs 3", "unrecognized arguments: --epochs 3. The known options are --profile, "),
         ("--profile offline --max_train 3", "unrecognized arguments: --max_train 3"),
+        ("--profile offline --help", "unrecognized arguments: --help. The known options are --profile, "),
         ("--profile offline --seed one", "argument --seed: invalid int value: 'one'"),
         ("--profile offline --seed -1", "seed is -1; it must be at least 0"),
         ("--profile offline --max_length 0", "max_length is 0; it must be greater than 0"),
@@ -80,10 +89,3 @@ def test_bad_options_are_named(arguments, message):
 def test_config_cannot_be_changed():
     with pytest.raises(FrozenInstanceError):
         RunConfig().seed = 1
-
-
-def test_checkpoints_lie_outside_the_notebooks_folder_and_apart_for_each_output_dir(tmp_path):
-    first, second = (RunConfig(output_dir=str(tmp_path / name / "adapter")).checkpoint_folder for name in "ab")
-    assert first != second
-    assert not first.is_relative_to(Path.cwd())
-    assert RunConfig(checkpoint_dir="here").checkpoint_folder == Path("here")

@@ -47,11 +47,14 @@ def test_each_kind_of_file_is_loaded(tmp_path, extension):
 def test_a_folder_has_one_file_a_split_and_validation_becomes_the_test(tmp_path):
     # As GLUE has it: quotes are characters, and "null" is a word.
     with gzip.open(tmp_path / "train.tsv.gz", "wt") as file:
-        file.write("sentence\tlabel\n" + '"a fine film\t1\nnull\t0\n' * 10)
+        rows = [f'"a fine film {number}\t1\n' for number in range(10)] + ["null\t0\n"]
+        file.write("sentence\tlabel\n" + "".join(rows) + "".join(f"dull {number}\t0\n" for number in range(9)))
     (tmp_path / "dev.tsv").write_text('sentence\tlabel\nso-called "humour\t0\na joy\t1\n')
     dataset = load(tmp_path)
     assert dataset["test"]["text"][:] == ['so-called "humour', "a joy"]
-    assert set(dataset["train"]["text"]) == {'"a fine film', "null"}
+    texts = {*dataset["train"]["text"], *dataset["validation"]["text"]}
+    assert {'"a fine film 0', "null"} < texts
+    assert len(texts) == 20
     assert dataset["train"].features["label"].names == ["0", "1"]
 
 
@@ -161,6 +164,39 @@ def test_unlabelled_rows_are_left_out_and_counted(capsys):
     assert "train: 2 of 40 rows have no label or no text and are left out." in capsys.readouterr().out
 
 
+def test_the_unlabelled_splits_of_sst2_and_imdb_are_left_out(raw, capsys):
+    label = ClassLabel(names=["negative", "positive"])
+    raw = raw.cast_column("label", label)
+    unlabelled = raw["test"].map(lambda row: {"label": -1})
+    raw["test"], raw["unsupervised"] = unlabelled, unlabelled
+    dataset = prepare_splits(raw, RunConfig())
+    assert dataset["test"]["text"][:] == raw["validation"]["text"][:]
+    assert set(dataset) == {"train", "validation", "test"}
+    printed = capsys.readouterr().out
+    assert "test: 16 of 16 rows" in printed
+    assert "unsupervised: 16 of 16 rows" in printed
+
+
+@pytest.mark.parametrize("missing", ["", "-1"])
+def test_a_label_that_is_missing_in_a_csv_is_no_class(tmp_path, missing):
+    rows = [f"text {number},{number % 2}" for number in range(40)]
+    rows[5], rows[6] = "text 5,", f"text 6,{missing}"
+    (tmp_path / "rows.csv").write_text("\n".join(["text,label", *rows]))
+    dataset = load(tmp_path / "rows.csv")
+    assert dataset["train"].features["label"].names == ["0", "1"]
+    assert sum(split.num_rows for split in dataset.values()) == 38
+
+
+def test_nan_is_no_label():
+    dataset = prepare_splits(make(text=TEXTS, label=[float("nan"), 0.0] + [0.0, 1.0] * 19), RunConfig())
+    assert dataset["train"].features["label"].names == ["0", "1"]
+
+
+def test_several_labels_a_row_are_refused():
+    with pytest.raises(ValueError, match=r"'label' is of type List.*expected one label a row"):
+        prepare_splits(make(text=TEXTS, label=[[0], [1]] * 20), RunConfig())
+
+
 def test_an_unlabelled_test_split_is_replaced_by_validation(raw, capsys):
     raw["test"] = raw["test"].map(lambda row: {"label": None})
     validation = raw["validation"]["text"][:]
@@ -192,6 +228,43 @@ def test_fractions_are_no_classes():
 
 
 # Splits
+
+
+def test_a_text_of_the_test_is_in_no_other_split(capsys):
+    texts = [*TEXTS[:30], *TEXTS[:10]]
+    dataset = prepare_splits(make(text=texts, label=[0, 1] * 20), RunConfig())
+    train, validation, test = (set(dataset[name]["text"]) for name in ("train", "validation", "test"))
+    assert not train & test
+    assert not validation & test
+    assert not train & validation
+    assert train | validation | test == set(texts)
+    assert "rows have a text of another split and are left out" in capsys.readouterr().out
+
+
+def test_shards_of_a_split_are_loaded_together(tmp_path):
+    for part in range(2):
+        rows = Dataset.from_dict({"text": TEXTS[part::2], "label": [0, 1] * 10})
+        rows.to_parquet(tmp_path / f"train-0000{part}-of-00002.parquet")
+    assert sum(split.num_rows for split in load(tmp_path).values()) == 40
+
+
+def test_two_validation_splits_are_refused(raw):
+    raw["dev"] = raw["validation"]
+    with pytest.raises(ValueError, match="Several of the splits"):
+        prepare_splits(raw, RunConfig())
+
+
+def test_a_subset_that_lacks_a_label_is_an_error():
+    raw = make(text=[f"text {number}" for number in range(1000)], label=["a"] * 970 + ["b"] * 20 + ["c"] * 10)
+    with pytest.raises(ValueError, match=r"one label only|labels .* which train lacks \(its 12 rows"):
+        prepare_splits(raw, RunConfig(max_train_rows=12))
+
+
+def test_a_data_set_too_small_for_three_splits_is_an_error():
+    with pytest.raises(
+        ValueError, match=r"No rows are left for validation: \{'train': 3, 'validation': 0, 'test': 1\}"
+    ):
+        prepare_splits(make(text=TEXTS[:4], label=[0, 1, 0, 1]), RunConfig())
 
 
 def test_given_splits_are_kept(raw):

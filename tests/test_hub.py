@@ -19,7 +19,7 @@ def empty_cache(monkeypatch, tmp_path):
 def test_without_network_nothing_is_available_and_the_reason_is_given():
     available, reason = hub.explain_availability(**NAMES)
     assert not available
-    assert "gpt2 and stanfordnlp/sst2 are not in the local Hugging Face cache" in reason
+    assert "the local Hugging Face cache lacks gpt2 and stanfordnlp/sst2" in reason
     assert "OfflineModeIsEnabled" in reason
 
 
@@ -47,4 +47,15 @@ def test_the_cache_is_enough_only_with_model_and_data(monkeypatch, empty_cache):
     (folder / "dataset_info.json").touch()
     available, reason = hub.explain_availability(**NAMES)
     assert available
-    assert "local Hugging Face cache" in reason
+    assert reason == "the local Hugging Face cache holds gpt2 and stanfordnlp/sst2"
+
+
+def test_only_what_is_named_is_asked_for(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *args, **kwargs: None)
+    assert hub.explain_availability(model_name_or_path="gpt2") == (True, "the Hugging Face Hub serves gpt2")
+    assert not hub.explain_availability(dataset_name="stanfordnlp/sst2")[0]
+
+
+def test_weights_without_a_tokenizer_are_not_enough(monkeypatch):
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda _, file: file if file == "model.safetensors" else None)
+    assert not hub.explain_availability(model_name_or_path="gpt2")[0]

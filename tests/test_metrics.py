@@ -37,8 +37,16 @@ def test_the_metric_is_an_evaluate_metric_without_files():
     assert metric.compute() == {"accuracy": 1.0, "precision": 1.0, "recall": 1.0, "f1": 1.0}
 
 
-def test_report_has_a_row_for_each_label_even_one_without_rows():
-    report = report_per_class(output([0, 0, 1, 1], [0, 0, 0, 1]), ["cat", "dog", "eel"])
-    assert list(report.index[:3]) == ["cat", "dog", "eel"]
-    assert report.loc["cat", "recall"] == pytest.approx(2 / 3)
-    assert report["support"].tolist()[:3] == [3, 1, 0]
+def test_the_average_is_over_the_same_labels_for_every_model():
+    true = [0, 0, 1, 1]
+    assert compute_metrics(output([0, 0, 1, 2], true))["recall"] == (1 + 1 / 2) / 2
+    assert compute_metrics(output([0, 0, 1, 0], true))["recall"] == (1 + 1 / 2) / 2
+
+
+def test_report_has_a_row_for_each_label_that_occurs_and_agrees_with_the_metrics():
+    predictions = output([0, 2, 1, 1], [0, 0, 0, 1])
+    report = report_per_class(predictions, ["cat", "dog", "eel"])
+    assert list(report.index) == ["cat", "dog", "micro avg", "macro avg", "weighted avg"]
+    assert report.loc["cat", "recall"] == pytest.approx(1 / 3)
+    assert report["support"].tolist()[:2] == [3, 1]
+    assert report.loc["macro avg", "f1-score"] == pytest.approx(compute_metrics(predictions)["f1"])

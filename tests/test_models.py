@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForSequenceClassification, set_seed
+from transformers import AutoModelForSequenceClassification, DistilBertConfig, LlamaConfig, set_seed
 
 from peft_helpers import (
     check_model,
     classifier_arguments,
+    head_modules,
     load_base_model,
     saved_classifier_arguments,
     set_padding,
@@ -63,7 +64,7 @@ def test_a_good_model_passes(config):
 
 def test_a_folder_without_weights_lists_what_it_holds(config, tmp_path):
     shutil.copy(Path(config.model_name_or_path) / "config.json", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"config\.json and \*\.safetensors .*found config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json and model\*\.safetensors .*found config\.json"):
         check_model(replace(config, model_name_or_path=str(tmp_path)))
 
 
@@ -72,6 +73,40 @@ def test_pickled_weights_are_not_loaded(config, tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(FileNotFoundError, match="pickled weights are not loaded"):
         check_model(replace(config, model_name_or_path=str(tmp_path)))
+
+
+def test_an_adapter_is_no_model(config, peft_model, tmp_path):
+    peft_model.save_pretrained(tmp_path)
+    peft_model.config.save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"found .*adapter_model\.safetensors"):
+        check_model(replace(config, model_name_or_path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("target_modules", ["all-linear", r".*c_attn", r"transformer\.h\.0\.mlp\.c_fc"])
+def test_target_modules_that_match_pass(config, target_modules):
+    check_model(replace(config, target_modules=target_modules))
+
+
+def test_target_modules_that_match_nothing_list_the_layers(config):
+    with pytest.raises(ValueError, match=r"'c_attn', which matches no layer.*transformer\.h\.1\.attn\.c_attn"):
+        check_model(replace(config, target_modules="c_attn"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "head"),
+    [
+        (DistilBertConfig(vocab_size=9, dim=8, n_layers=1, n_heads=2, hidden_dim=8), ["pre_classifier", "classifier"]),
+        (LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2),
+         ["score"]),
+    ],
+)  # fmt: skip
+def test_every_layer_of_another_architecture_gets_lora_and_its_head_is_trained(shape, head):
+    model = AutoModelForSequenceClassification.from_config(shape)
+    assert head_modules(model) == head
+    lora = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", exclude_modules=head_modules(model))
+    trainable = [n for n, p in get_peft_model(model, lora).named_parameters() if p.requires_grad]
+    assert {n.split(".")[2] for n in trainable if "lora_" not in n} == set(head)
+    assert len([name for name in trainable if "lora_A" in name]) >= 6
 
 
 def test_a_missing_folder_is_named(config):

@@ -11,6 +11,7 @@ from nbclient import NotebookClient
 from peft_helpers import describe_environment, keep_output_clean
 
 NOTEBOOK = Path("LightweightFineTuning.ipynb")
+NUMBER = r"[+-]?\d[\d,]*(?:\.\d+)?"
 
 
 def code_cells(notebook) -> list:
@@ -31,11 +32,10 @@ def committed():
 def executed(tmp_path_factory):
     adapter = tmp_path_factory.mktemp("notebook") / "adapter"
     budget = "--max_train_rows 40 --max_eval_rows 20 --max_length 32 --num_train_epochs 1"
-    environment = pytest.MonkeyPatch()
-    environment.setenv("LFT_ARGS", f"--profile offline {budget} --output_dir {adapter}")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    NotebookClient(notebook, timeout=240, kernel_name="python3", store_widget_state=False).execute()
-    environment.undo()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("LFT_ARGS", f"--profile offline {budget} --output_dir {adapter}")
+        NotebookClient(notebook, timeout=240, kernel_name="python3", store_widget_state=False).execute()
     return notebook, adapter
 
 
@@ -100,9 +100,9 @@ def test_the_readmes_results_are_the_committed_notebooks(committed):
     readme = Path("README.md").read_text(encoding="utf-8")
     table = readme.split("<!-- results -->")[1]
     text = printed(committed)
-    numbers = re.findall(r"[+-]?\d[\d,]*\.?\d*", table)
+    numbers = re.findall(NUMBER, table)
     assert len(numbers) > 10
-    assert [number for number in numbers if number not in text] == []
+    assert set(numbers) - set(re.findall(NUMBER, text)) == set()
 
 
 def test_the_environment_is_described(capsys):

@@ -11,6 +11,7 @@ from peft_helpers import (
     plot_confusions,
     plot_token_lengths,
     plot_training,
+    prepare_splits,
 )
 
 
@@ -31,8 +32,6 @@ def bar_heights(axes) -> list[float]:
 
 
 def test_class_balance_shows_shares(raw, config):
-    from peft_helpers import prepare_splits
-
     axes = plot_class_balance(count_classes(prepare_splits(raw, config))).axes[0]
     assert bar_heights(axes) == [50.0] * 6
     assert axes.get_ylabel() == "share of the split, %"

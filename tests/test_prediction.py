@@ -22,16 +22,16 @@ def test_metrics_come_with_the_predictions(peft_model, tokenizer, tokenized, con
     assert output.metrics["test_accuracy"] == pytest.approx(accuracy)
 
 
-def test_texts_get_a_label_and_probabilities_that_sum_to_one(peft_model, tokenizer, config):
-    table = classify_texts(peft_model, tokenizer, ["good", "", "the cast is a joy to watch " * 40], config)
+def test_texts_get_a_label_and_probabilities_that_sum_to_one(peft_model, tokenizer):
+    table = classify_texts(peft_model, tokenizer, ["good", "", "the cast is a joy to watch " * 40])
     probabilities = table[["P(negative)", "P(positive)"]].to_numpy()
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
     assert table["label"].tolist() == [("negative", "positive")[best] for best in probabilities.argmax(axis=1)]
     np.testing.assert_array_equal(table["probability"], probabilities.max(axis=1))
 
 
-def test_a_text_gets_the_same_probability_alone_and_among_others(peft_model, tokenizer, config):
+def test_a_text_gets_the_same_probability_alone_and_among_others(peft_model, tokenizer):
     texts = ["good", "", "the cast is a joy to watch"]
-    together = classify_texts(peft_model, tokenizer, texts, config)["probability"]
-    alone = [classify_texts(peft_model, tokenizer, [text], config)["probability"][0] for text in texts]
+    together = classify_texts(peft_model, tokenizer, texts)["probability"]
+    alone = [classify_texts(peft_model, tokenizer, [text])["probability"][0] for text in texts]
     np.testing.assert_allclose(together, alone, atol=1e-6)

@@ -1,7 +1,9 @@
 import pytest
 import torch
+from datasets import Dataset
+from tokenizers.processors import TemplateProcessing
 
-from peft_helpers import encode_texts, set_padding, tokenize_dataset
+from peft_helpers import encode_texts, prepare_splits, set_padding, tokenize_dataset
 
 
 def test_padding_is_set_on_tokenizer_and_model_without_resizing(tokenizer, model):
@@ -59,10 +61,25 @@ def test_dataset_has_what_training_and_the_figure_need(tokenized, raw, tokenizer
 
 
 def test_text_length_counts_what_is_cut(raw, config, tokenizer, model):
-    from peft_helpers import prepare_splits
-
     short = tokenize_dataset(prepare_splits(raw, config), tokenizer, max_length=4)["train"]
     whole = [len(ids) for ids in tokenizer(raw["train"]["text"][:])["input_ids"]]
     assert max(whole) > 8
     assert short["text_length"][:] == whole
     assert short["length"][:] == [min(length, 4) for length in whole]
+
+
+def test_special_tokens_of_what_is_cut_are_not_counted(tokenizer, model):
+    eos = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {eos}", special_tokens=[(eos, tokenizer.eos_token_id)]
+    )
+    texts = ["the cast is a joy to watch from start to end", "good"]
+    dataset = Dataset.from_dict({"text": texts, "label": [0, 1]})
+    whole = [len(ids) for ids in tokenizer(texts)["input_ids"]]
+    assert tokenize_dataset(dataset, tokenizer, max_length=4)["text_length"][:] == whole
+
+
+def test_a_tokenizer_that_cannot_tell_what_was_cut_is_refused(tokenizer, raw, monkeypatch):
+    monkeypatch.setattr(type(tokenizer), "is_fast", False)
+    with pytest.raises(ValueError, match="not backed by the tokenizers library"):
+        tokenize_dataset(raw, tokenizer, max_length=4)

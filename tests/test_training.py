@@ -4,18 +4,22 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import concatenate_datasets
-from peft import AutoPeftModelForSequenceClassification
+from peft import AutoPeftModelForSequenceClassification, LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import set_seed
 
 from peft_helpers import (
     assert_same_logits,
     changed_parameters,
+    evaluation_arguments,
     fingerprint_parameters,
+    load_base_model,
     make_trainer,
     predict,
+    prepare_splits,
     saved_classifier_arguments,
     set_padding,
+    tokenize_dataset,
     training_arguments,
 )
 
@@ -27,6 +31,7 @@ def trainer(peft_model, tokenizer, tokenized, config):
 
 def test_training_lowers_the_loss_and_changes_only_what_is_trainable(trainer, peft_model):
     trainable = {name for name, parameter in peft_model.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in name or "score.modules_to_save" in name for name in trainable)
     assert any("score" in name for name in trainable)
     before, loss = fingerprint_parameters(peft_model), trainer.evaluate()["eval_loss"]
     trainer.train()
@@ -52,10 +57,6 @@ def test_the_saved_adapter_reloads_to_the_same_logits(trainer, peft_model, token
 
 
 def test_two_runs_give_the_same_metrics(raw, config, tokenizer):
-    from peft import LoraConfig, get_peft_model
-
-    from peft_helpers import load_base_model, prepare_splits, tokenize_dataset
-
     def run() -> torch.Tensor:
         data = prepare_splits(raw, config)
         model = load_base_model(config, data["train"].features["label"].names, tokenizer)
@@ -67,15 +68,23 @@ def test_two_runs_give_the_same_metrics(raw, config, tokenizer):
     assert_same_logits(run(), run(), torch.device("cpu"))
 
 
-def test_the_best_checkpoint_is_kept_and_its_files_are_not(trainer, config, tmp_path):
-    stale = Path(config.checkpoint_dir) / "checkpoint-999"
-    stale.mkdir(parents=True)
-    other = Path(config.checkpoint_dir) / "notes.txt"
-    other.touch()
+def test_the_best_checkpoint_is_kept_and_its_files_are_not(peft_model, tokenizer, tokenized, config):
+    folder = Path(config.checkpoint_dir)
+    other = folder / "checkpoint-999"
+    other.mkdir(parents=True)
+    trainer = make_trainer(peft_model, tokenizer, tokenized, config)
+    assert Path(trainer.args.output_dir).parent == folder
     trainer.train()
     scores = [entry["eval_f1"] for entry in trainer.state.log_history if "eval_f1" in entry]
     assert trainer.evaluate()["eval_f1"] == pytest.approx(max(scores))
-    assert list(Path(config.checkpoint_dir).iterdir()) == [other]
+    assert list(folder.iterdir()) == [other]
+
+
+def test_checkpoints_lie_outside_the_notebooks_folder(peft_model, tokenizer, tokenized, config):
+    trainers = [make_trainer(peft_model, tokenizer, tokenized, replace(config, checkpoint_dir=None)) for _ in range(2)]
+    folders = {Path(trainer.args.output_dir) for trainer in trainers}
+    assert len(folders) == 2
+    assert not any(folder.is_relative_to(Path.cwd()) for folder in folders)
 
 
 def test_early_stopping_ends_a_run_that_no_longer_improves(peft_model, tokenizer, tokenized, config):
@@ -98,8 +107,6 @@ def test_batches_are_grouped_by_length(trainer, tokenized):
 
 @pytest.mark.parametrize(("native", "expected"), [(True, (True, False)), (False, (False, True))])
 def test_mixed_precision_follows_the_gpu(config, monkeypatch, native, expected):
-    from peft_helpers.training import evaluation_arguments
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
     arguments = evaluation_arguments(config)
@@ -107,6 +114,6 @@ def test_mixed_precision_follows_the_gpu(config, monkeypatch, native, expected):
 
 
 def test_a_cpu_trains_in_full_precision(config):
-    arguments = training_arguments(config)
+    arguments = training_arguments(config, config.output_dir)
     assert not arguments.bf16
     assert not arguments.fp16
