@@ -25,7 +25,7 @@ from peft_helpers.plots import (
     plot_training,
 )
 from peft_helpers.prediction import classify_texts, predict
-from peft_helpers.tokenization import encode_texts, set_padding, tokenize_dataset
+from peft_helpers.tokenization import encode_texts, set_padding, tokenize_dataset, tokenize_passages
 from peft_helpers.training import evaluation_arguments, make_trainer, training_arguments
 
 __all__ = [
@@ -36,6 +36,6 @@ __all__ = [
     "list_files", "load_base_model", "load_bbc_news", "load_dataset_arguments", "majority_class",
     "make_trainer", "parse_run_config", "plot_before_after", "plot_class_balance", "plot_confusions",
     "plot_token_lengths", "plot_training", "predict", "prepare_splits", "report_per_class", "save_run_config",
-    "saved_classifier_arguments", "set_padding", "tokenize_dataset", "training_arguments", "turn_off_dropout",
-    "uses_conv1d",
+    "saved_classifier_arguments", "set_padding", "tokenize_dataset", "tokenize_passages", "training_arguments",
+    "turn_off_dropout", "uses_conv1d",
 ]  # fmt: skip

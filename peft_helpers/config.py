@@ -21,9 +21,11 @@ PROFILES = {
     "offline": {"model_name_or_path": TINY_GPT2, "dataset_name": BBC_NEWS},
 }
 
-# A model of width 128 wants larger steps and more of them than one of width 768.
-MODEL_SETTINGS = {TINY_GPT2: {"learning_rate": 3e-3, "num_train_epochs": 6}}
-DATASET_SETTINGS = {BBC_NEWS: {"max_length": 256}, "stanfordnlp/imdb": {"max_length": 512}}
+# A model of width 128 wants larger steps than one of width 768; chosen on BBC News' validation rows.
+MODEL_SETTINGS = {
+    TINY_GPT2: {"learning_rate": 2e-3, "num_train_epochs": 1.2, "lora_alpha": 32, "lora_dropout": 0.1},
+}
+DATASET_SETTINGS = {BBC_NEWS: {"max_length": 128}, "stanfordnlp/imdb": {"max_length": 512}}
 # Subsets with which GPT-2 (124M) takes about ten minutes on a CPU of 2 cores; a GPU takes every row.
 CPU_SETTINGS = {
     "stanfordnlp/sst2": {"max_train_rows": 4000},

@@ -16,12 +16,18 @@ def set_padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> N
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> BatchEncoding:
+def encode_texts(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int, return_overflowing_tokens: bool = False
+) -> BatchEncoding:
     """Return ``input_ids`` and ``attention_mask`` of each text, at most ``max_length`` tokens, not padded.
 
-    A text without tokens becomes one pad token that is attended to: the model pools it alike in every batch.
+    With ``return_overflowing_tokens``, what is cut follows as further passages, and ``overflow_to_sample_mapping``
+    tells the text of each. A text without tokens becomes one pad token that is attended to: the model pools it alike
+    in every batch.
     """
-    encoded = tokenizer(texts, truncation=True, max_length=max_length)
+    encoded = tokenizer(
+        texts, truncation=True, max_length=max_length, return_overflowing_tokens=return_overflowing_tokens
+    )
     for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True):
         if not ids:
             ids.append(tokenizer.pad_token_id)
@@ -51,3 +57,25 @@ def tokenize_dataset(
         return dict(encoded) | lengths
 
     return dataset.map(tokenize, batched=True, remove_columns="text").rename_column("label", "labels")
+
+
+def tokenize_passages(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+    """Return a row for each passage of ``max_length`` tokens of each text, with the text's label: rows to train on.
+
+    A long text teaches with all it says rather than with its beginning only. The last passage is left out when it is
+    shorter than a quarter of ``max_length``.
+    """
+
+    def tokenize(batch: dict[str, list]) -> dict[str, list]:
+        encoded = encode_texts(batch["text"], tokenizer, max_length, return_overflowing_tokens=True)
+        texts = encoded.pop("overflow_to_sample_mapping")
+        kept = [
+            number
+            for number, ids in enumerate(encoded["input_ids"])
+            if number == 0 or texts[number] != texts[number - 1] or len(ids) >= max_length / 4
+        ]
+        rows = {name: [values[number] for number in kept] for name, values in encoded.items()}
+        rows["labels"] = [batch["label"][texts[number]] for number in kept]
+        return rows | {"length": [len(ids) for ids in rows["input_ids"]]}
+
+    return dataset.map(tokenize, batched=True, remove_columns=dataset.column_names)

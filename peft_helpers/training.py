@@ -20,7 +20,7 @@ from peft_helpers.config import RunConfig
 from peft_helpers.metrics import compute_metrics
 
 EVALUATIONS = 10  # a run: enough points for a curve and for early stopping
-PATIENCE = 3  # evaluations without a better validation macro-F1
+PATIENCE = 8  # evaluations without a better validation macro-F1
 
 
 def evaluation_arguments(config: RunConfig) -> dict:

@@ -1,9 +1,10 @@
 import pytest
 import torch
+from conftest import BAD, GOOD
 from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
 
-from peft_helpers import encode_texts, prepare_splits, set_padding, tokenize_dataset
+from peft_helpers import encode_texts, prepare_splits, set_padding, tokenize_dataset, tokenize_passages
 
 
 def test_padding_is_set_on_tokenizer_and_model_without_resizing(tokenizer, model):
@@ -83,3 +84,24 @@ def test_a_tokenizer_that_cannot_tell_what_was_cut_is_refused(tokenizer, raw, mo
     monkeypatch.setattr(type(tokenizer), "is_fast", False)
     with pytest.raises(ValueError, match="not backed by the tokenizers library"):
         tokenize_dataset(raw, tokenizer, max_length=4)
+
+
+def test_passages_cover_a_long_text_and_keep_its_label(tokenizer, model):
+    texts = ["good", GOOD[3], "", BAD[3]]
+    rows = tokenize_passages(Dataset.from_dict({"text": texts, "label": [1, 1, 0, 0]}), tokenizer, max_length=8)
+    whole = [tokenizer(text)["input_ids"] or [tokenizer.pad_token_id] for text in texts]
+    expected = []
+    for ids, label in zip(whole, [1, 1, 0, 0], strict=True):
+        passages = [ids[start : start + 8] for start in range(0, len(ids), 8)]
+        expected += [(passage, label) for n, passage in enumerate(passages) if n == 0 or len(passage) >= 2]
+    assert len(expected) > len(texts)
+    assert list(zip(rows["input_ids"], rows["labels"], strict=True)) == expected
+    assert rows["length"][:] == [len(ids) for ids in rows["input_ids"]]
+    assert rows["attention_mask"][:] == [[1] * len(ids) for ids in rows["input_ids"]]
+
+
+def test_a_short_rest_is_left_out_unless_it_is_all_there_is(tokenizer, model):
+    ids = tokenizer(GOOD[3])["input_ids"]
+    dataset = Dataset.from_dict({"text": [GOOD[3]], "label": [0]})
+    assert len(tokenize_passages(dataset, tokenizer, max_length=len(ids) - 1)) == 1
+    assert len(tokenize_passages(dataset, tokenizer, max_length=4 * len(ids))) == 1

@@ -88,7 +88,7 @@ def test_checkpoints_lie_outside_the_notebooks_folder(peft_model, tokenizer, tok
 
 
 def test_early_stopping_ends_a_run_that_no_longer_improves(peft_model, tokenizer, tokenized, config):
-    trainer = make_trainer(peft_model, tokenizer, tokenized, replace(config, learning_rate=1e-12))
+    trainer = make_trainer(peft_model, tokenizer, tokenized, replace(config, learning_rate=1e-12, num_train_epochs=20))
     trainer.train()
     assert trainer.state.global_step < trainer.state.max_steps
 
