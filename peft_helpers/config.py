@@ -28,7 +28,7 @@ MODEL_SETTINGS = {
 DATASET_SETTINGS = {BBC_NEWS: {"max_length": 128}, "stanfordnlp/imdb": {"max_length": 512}}
 # Subsets with which GPT-2 (124M) takes about ten minutes on a CPU of 2 cores; a GPU takes every row.
 CPU_SETTINGS = {
-    "stanfordnlp/sst2": {"max_train_rows": 4000},
+    "stanfordnlp/sst2": {"max_train_rows": 3000},
     "stanfordnlp/imdb": {
         "max_train_rows": 200,
         "max_eval_rows": 50,

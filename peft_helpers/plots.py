@@ -40,7 +40,7 @@ def plot_token_lengths(tokenized: Dataset, max_length: int) -> Figure:
     axes.hist(np.minimum(lengths, longest), bins=50, color=LIGHT, edgecolor="black", linewidth=0.5)
     axes.axvline(max_length, color=LINE, linestyle="--", label=f"max_length = {max_length}")
     axes.set(xlabel="tokens (the longest 1 % in the last bar)", ylabel=f"texts, of {len(lengths):,}")
-    axes.set_title(f"Text lengths: {cut:.0%} of the texts are cut, {lost:.0%} of the tokens are not read")
+    axes.set_title(f"max_length cuts {cut:.0%} of the texts and {lost:.0%} of all their tokens")
     axes.legend()
     return figure
 
@@ -78,6 +78,8 @@ def plot_confusions(untuned: EvalPrediction, tuned: EvalPrediction, label_names:
             include_values=len(label_names) <= 12,
             im_kw={"vmin": 0, "vmax": 1},
         )
+        for text in np.ravel(display.text_) if display.text_ is not None else ():
+            text.set_color("white" if float(text.get_text()) > 0.5 else "black")  # on the scale that both share
         axis.set(title=title, ylabel="true label" if axis is axes[0] else "", xlabel="predicted label")
         axis.set_xticks(axis.get_xticks(), label_names, rotation=30, ha="right", rotation_mode="anchor")
     figure.colorbar(display.im_, ax=axes, label="share of the true label's rows", shrink=0.8)
@@ -93,7 +95,8 @@ def plot_before_after(untuned: EvalPrediction, tuned: EvalPrediction) -> Figure:
         scores = compute_metrics(output)
         bars = axes.bar(places + shift, [scores[metric] for metric in METRIC_NAMES], 0.4, color=color, label=name,
                         edgecolor="black", linewidth=0.5)  # fmt: skip
-        axes.bar_label(bars, fmt="%.3f", fontsize="small", padding=2)
+        white = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+        axes.bar_label(bars, fmt="%.3f", fontsize="small", padding=3, bbox=white, zorder=3)
     majority = compute_metrics(majority_class(tuned))
     levels = [majority[metric] for metric in METRIC_NAMES]
     axes.hlines(levels, places - 0.45, places + 0.45, color=LINE, linestyle="--", label="majority class")

@@ -40,7 +40,7 @@ def test_class_balance_shows_shares(raw, config):
 def test_token_lengths_tell_what_is_cut():
     dataset = Dataset.from_dict({"text_length": [5, 10, 15, 30]})
     axes = plot_token_lengths(dataset, max_length=10).axes[0]
-    assert axes.get_title() == "Text lengths: 50% of the texts are cut, 42% of the tokens are not read"
+    assert axes.get_title() == "max_length cuts 50% of the texts and 42% of all their tokens"
     assert sum(bar_heights(axes)) == 4
 
 
