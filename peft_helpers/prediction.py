@@ -28,8 +28,8 @@ def predict(
     """Return logits (``predictions``, shape (rows, labels)) and ``label_ids``, shape (rows,), in ``dataset``'s order.
 
     Rows of like length share a batch, which saves padding, the longest first, so that a batch too large for the memory
-    fails at once; the order is then restored. ``metrics`` are those of
-    `compute_metrics` and the time it took.
+    fails at once; the order is then restored. ``metrics`` are those of `compute_metrics` and the
+    time it took.
     """
     order = np.argsort(dataset["length"][:], kind="stable")[::-1]
     trainer = Trainer(

@@ -27,6 +27,11 @@ def test_another_model_does_not_get_the_tiny_models_learning_rate():
     assert config.learning_rate == RunConfig.learning_rate
 
 
+def test_epochs_follow_the_data_not_only_the_model():
+    assert parse_run_config("--profile offline").num_train_epochs == 1.2
+    assert parse_run_config("--profile offline --dataset_name reviews.csv").num_train_epochs == 4
+
+
 def test_imdb_texts_are_cut_at_512_tokens():
     assert parse_run_config("--profile gpt2-imdb").max_length == 512
 

@@ -1,6 +1,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from datasets import concatenate_datasets
@@ -57,7 +58,7 @@ def test_the_saved_adapter_reloads_to_the_same_logits(trainer, peft_model, token
 
 
 def test_two_runs_give_the_same_metrics(raw, config, tokenizer):
-    def run() -> torch.Tensor:
+    def run() -> np.ndarray:
         data = prepare_splits(raw, config)
         model = load_base_model(config, data["train"].features["label"].names, tokenizer)
         model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", fan_in_fan_out=True))
