@@ -5,6 +5,7 @@ import pandas as pd
 from transformers import EvalPrediction
 
 from peft_helpers.metrics import compute_metrics
+from peft_helpers.significance import check_same_rows
 
 METRIC_NAMES = {
     "accuracy": "accuracy",
@@ -27,10 +28,7 @@ def compare(untuned: EvalPrediction, tuned: EvalPrediction) -> pd.DataFrame:
     Raises:
         ValueError: the outputs are not of the same rows in the same order.
     """
-    if not np.array_equal(untuned.label_ids, tuned.label_ids):
-        raise ValueError(
-            "The two models were not tested on the same rows in the same order; call predict on one split."
-        )
+    check_same_rows(untuned, tuned)
     table = pd.DataFrame({"untuned": compute_metrics(untuned), "tuned": compute_metrics(tuned)}).rename(METRIC_NAMES)
     table["difference"] = table["tuned"] - table["untuned"]
     return table

@@ -76,6 +76,8 @@ class RunConfig:
     num_train_epochs: float = _option(2.0, "passes over the training rows")
     per_device_train_batch_size: int = _option(16, "training rows a step and device")
     per_device_eval_batch_size: int = _option(64, "evaluation rows a step and device")
+    activation_checkpointing: bool = _option(False, "TEMP")
+    comparison_steps: int = _option(200, "optimizer steps that each method of the comparison is trained for")
     seed: int = _option(42, "seed of the head, of LoRA, of the order of the rows and of subsets")
     output_dir: str = _option("lora_adapter", "folder that the adapter is saved in")
     overwrite_output_dir: bool = _option(False, "replace an adapter of another run in output_dir")

@@ -46,13 +46,18 @@ def _is_model_weights(name: str) -> bool:
 
 
 def _check_target_modules(target_modules: str, model_config: PreTrainedConfig) -> None:
-    with torch.device("meta"):  # names without weights
-        names = [name for name, _ in AutoModelForSequenceClassification.from_config(model_config).named_modules()]
+    names = [name for name, _ in empty_model(model_config).named_modules()]
     if target_modules != "all-linear" and not any(re.fullmatch(target_modules, name) for name in names):
         raise ValueError(
             f"target_modules is {target_modules!r}, which matches no layer as a whole name; expected all-linear or a "
             f"regular expression such as '.*c_attn'. The layers are {', '.join(filter(None, names))}."
         )
+
+
+def empty_model(model_config: PreTrainedConfig) -> PreTrainedModel:
+    """Return the classifier of a configuration without weights: what its layers are called and of what kind."""
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(model_config)
 
 
 def classifier_arguments(label_names: list[str]) -> dict:
@@ -72,11 +77,16 @@ def saved_classifier_arguments(adapter_dir: str | Path) -> dict:
     return classifier_arguments([id2label[number] for number in sorted(id2label)])
 
 
-def load_base_model(config: RunConfig, label_names: list[str], tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Return the pre-trained model with a new head, as the notebook's cells do: seeded, padded, without dropout."""
+def load_base_model(
+    config: RunConfig, label_names: list[str], tokenizer: PreTrainedTokenizerBase, **arguments
+) -> PreTrainedModel:
+    """Return the pre-trained model with a new head, as the notebook's cells do: seeded, padded, without dropout.
+
+    ``arguments`` are further ones of ``from_pretrained``, such as a ``quantization_config``.
+    """
     set_seed(config.seed)  # the head is random
     model = AutoModelForSequenceClassification.from_pretrained(
-        config.model_name_or_path, **classifier_arguments(label_names)
+        config.model_name_or_path, **classifier_arguments(label_names), **arguments
     )
     set_padding(tokenizer, model)
     turn_off_dropout(model)

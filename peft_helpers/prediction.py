@@ -23,7 +23,11 @@ from peft_helpers.training import evaluation_arguments
 
 
 def predict(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, config: RunConfig
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    config: RunConfig,
+    disable_tqdm: bool = False,
 ) -> PredictionOutput:
     """Return logits (``predictions``, shape (rows, labels)) and ``label_ids``, shape (rows,), in ``dataset``'s order.
 
@@ -34,7 +38,9 @@ def predict(
     order = np.argsort(dataset["length"][:], kind="stable")[::-1]
     trainer = Trainer(
         model=model,
-        args=TrainingArguments(**evaluation_arguments(config), output_dir=tempfile.gettempdir()),
+        args=TrainingArguments(
+            **evaluation_arguments(config) | {"disable_tqdm": disable_tqdm}, output_dir=tempfile.gettempdir()
+        ),
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=compute_metrics,
     )

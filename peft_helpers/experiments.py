@@ -1,0 +1,214 @@
+"""Several methods trained and tested alike; each result is kept as soon as it is there."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset, DatasetDict
+from peft import PeftModel, PeftType
+from safetensors.torch import load_file, save_file
+from transformers import (
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from peft_helpers.checks import assert_same_logits
+from peft_helpers.config import RunConfig
+from peft_helpers.memory import PeakMemory
+from peft_helpers.methods import Method, adapt_model, find_method
+from peft_helpers.models import load_base_model
+from peft_helpers.notebook import describe_environment
+from peft_helpers.prediction import predict
+from peft_helpers.quantization import quantization_config
+from peft_helpers.training import training_arguments
+
+# Where a run writes, and what the comparison sets itself.
+_NOT_DECISIVE = {"profile", "output_dir", "overwrite_output_dir", "checkpoint_dir", "seed", "comparison_methods"}
+RELOAD_ROWS = 64  # on which the reloaded adapter is compared with the one in memory
+
+
+def run_method(
+    name: str, config: RunConfig, tokenized: DatasetDict, tokenizer: PreTrainedTokenizerBase, label_names: list[str]
+) -> dict:
+    """Train one method from the pre-trained model and the head of ``config.seed``, and test it as it ends.
+
+    Every method takes ``config.comparison_steps`` steps on the same rows in the same order. No checkpoint is chosen.
+    The adapter is saved, loaded onto a fresh base and compared with the one in memory; then it is removed.
+
+    Returns:
+        What `run_methods` keeps: the settings, ``accuracy`` and ``f1`` (macro) on the test rows, ``predictions`` (label
+        numbers, shape (rows,)), ``train_seconds``, ``peak_memory_mb``, ``adapter_mb`` and ``reload_verified``.
+
+    Raises:
+        ValueError: there is no such method, or it is refused; the message says why, and what to take instead.
+    """
+    method = find_method(name)
+    quantization = {"quantization_config": quantization_config(config.model_name_or_path)} if method.quantized else {}
+    load = partial(load_base_model, config, label_names, tokenizer, **quantization)
+    model = adapt_model(load(), method, config)
+    with PeakMemory() as memory:
+        seconds = _train(model, tokenized["train"], tokenizer, method, config)
+    output = predict(model, tokenizer, tokenized["test"], config, disable_tqdm=True)
+    verified, megabytes = _save_and_reload(model, load, method, tokenized["test"], tokenizer, config)
+    return {
+        "method": name,
+        "seed": config.seed,
+        "learning_rate": method.learning_rate_factor * config.learning_rate,
+        "trainable_parameters": sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad),
+        "accuracy": output.metrics["test_accuracy"],
+        "f1": output.metrics["test_f1"],
+        "predictions": np.argmax(output.predictions, axis=-1).tolist(),
+        "train_seconds": seconds,
+        "peak_memory_mb": memory.megabytes,
+        "adapter_mb": megabytes,
+        "reload_verified": verified,
+    }
+
+
+def run_methods(
+    runs: list[tuple[str, int]],
+    config: RunConfig,
+    tokenized: DatasetDict,
+    tokenizer: PreTrainedTokenizerBase,
+    label_names: list[str],
+    results_file: str | Path,
+) -> pd.DataFrame:
+    """Run each method of ``runs`` with its seed by `run_method`, and return a row for each.
+
+    Results are appended to ``results_file`` as JSON lines: what stands there for the same settings, rows, versions and
+    device is not run again. A method that fails becomes a row with its ``error``, and the others go on.
+
+    Raises:
+        ValueError: a method is not known, or refused; nothing has been run then.
+    """
+    for name, _ in runs:
+        find_method(name)
+    fingerprint = _fingerprint(config, tokenized)
+    known = {(row["method"], row["seed"]): row for row in read_results(results_file)
+             if row["fingerprint"] == fingerprint and row["error"] is None}  # fmt: skip
+    rows = []
+    for number, (name, seed) in enumerate(runs, 1):
+        row = known.get((name, seed))
+        if row is None:
+            row = _try_method(name, replace(config, seed=seed), tokenized, tokenizer, label_names)
+            row |= {"fingerprint": fingerprint, "environment": describe_environment().to_dict()}
+            with Path(results_file).open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(row) + "\n")
+            print(f"{number} of {len(runs)}: {_describe(row)}")
+        else:
+            print(f"{number} of {len(runs)}: {_describe(row)} (from {results_file})")
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def read_results(results_file: str | Path) -> list[dict]:
+    """Return what `run_methods` has written; a last line that an interruption cut short is left out."""
+    path = Path(results_file)
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        path.write_text("".join(lines[:-1]), encoding="utf-8")  # else the next result would be glued to it
+        lines.pop()
+    return [json.loads(line) for line in lines]
+
+
+def _try_method(name: str, config: RunConfig, *arguments) -> dict:
+    try:
+        return run_method(name, config, *arguments) | {"error": None}
+    except Exception as error:  # the next methods go on
+        return {"method": name, "seed": config.seed, "error": f"{type(error).__name__}: {error}"}
+
+
+def _describe(row: dict) -> str:
+    if row["error"] is not None:
+        return f"{row['method']}, seed {row['seed']}: failed, {row['error']}"
+    scores = f"accuracy {row['accuracy']:.3f}, macro F1 {row['f1']:.3f}"
+    return f"{row['method']}, seed {row['seed']}: {scores}, {row['train_seconds']:.0f} s"
+
+
+def _fingerprint(config: RunConfig, tokenized: DatasetDict) -> str:
+    """Return a hash of all that decides on a result, but for method and seed: settings, rows, versions and device."""
+    settings = {name: value for name, value in asdict(config).items() if name not in _NOT_DECISIVE}
+    rows = [tokenized[split][column] for split in ("train", "test") for column in ("input_ids", "labels")]
+    rows = [list(column) for column in rows]
+    content = json.dumps([settings, describe_environment().to_dict(), rows])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _train(model, train: Dataset, tokenizer: PreTrainedTokenizerBase, method: Method, config: RunConfig) -> float:
+    """Train ``model`` and return the seconds that it took."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            model=model,
+            args=comparison_arguments(config, method.learning_rate_factor * config.learning_rate, folder),
+            train_dataset=train,
+            processing_class=tokenizer,
+            data_collator=DataCollatorWithPadding(tokenizer),
+            callbacks=[AllocateRanks()],
+        )
+        trainer.remove_callback(PrinterCallback)
+        return trainer.train().metrics["train_runtime"]
+
+
+def comparison_arguments(config: RunConfig, learning_rate: float, output_dir: str) -> TrainingArguments:
+    """Return the Trainer's arguments of a run of `RunConfig.comparison_steps` steps without evaluation or checkpoint."""
+    return replace(
+        training_arguments(config, output_dir),
+        learning_rate=learning_rate,
+        max_steps=config.comparison_steps,
+        eval_strategy="no",
+        save_strategy="no",
+        logging_strategy="no",
+        load_best_model_at_end=False,
+        disable_tqdm=True,
+    )
+
+
+class AllocateRanks(TrainerCallback):
+    """Has AdaLoRA move its ranks to where they matter after each step, which the Trainer does not do by itself."""
+
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
+        """Call AdaLoRA's ``update_and_allocate`` while the step's gradients are still there."""
+        if hasattr(model, "peft_type") and model.peft_type == PeftType.ADALORA:
+            model.base_model.update_and_allocate(state.global_step + 1)
+
+
+def _save_and_reload(
+    model,
+    load: Callable[[], PreTrainedModel],
+    method: Method,
+    test: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    config: RunConfig,
+) -> tuple[bool | None, float]:
+    """Return whether what was saved gives the same logits on a fresh base (None: not kept), and its MB."""
+    if method.name == "full":
+        return None, sum(parameter.nbytes for parameter in model.parameters()) / 1e6
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "adapter_model.safetensors")
+        if isinstance(model, PeftModel):
+            model.save_pretrained(folder)
+            # AdaLoRA that is not trainable cannot compute a loss (peft 0.21)
+            reloaded = PeftModel.from_pretrained(load(), folder, is_trainable=True)
+        else:
+            save_file({name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}, file)
+            reloaded = load()
+            reloaded.load_state_dict(load_file(file), strict=False)
+        megabytes = file.stat().st_size / 1e6
+    rows = test.select(range(min(RELOAD_ROWS, test.num_rows)))
+    logits = [predict(each, tokenizer, rows, config, disable_tqdm=True).predictions for each in (model, reloaded)]
+    assert_same_logits(*logits, model.device)
+    return True, megabytes

@@ -1,0 +1,114 @@
+"""How sure a result on these test rows is: 95 % intervals, and a paired test of two models."""
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest, bootstrap
+from transformers import EvalPrediction
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000  # the 50 most extreme on each side then bound a 95 % interval
+
+
+def accuracy_interval(predictions: np.ndarray, references: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of the accuracy (Wilson 1927, without continuity correction).
+
+    ``predictions`` and ``references`` are label numbers, shape (rows,). Unlike the usual normal approximation, the
+    interval keeps its meaning at 0 and 1 and with few rows (Newcombe 1998, method 3).
+    """
+    hits = np.equal(predictions, references)
+    interval = binomtest(int(hits.sum()), len(hits)).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def f1_interval(predictions: np.ndarray, references: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of the macro F1, by the percentiles of a bootstrap over the rows.
+
+    ``predictions`` are label numbers, shape (rows,), or (models, rows) for the mean of several models, such as one
+    method with several seeds, each tested on the same resampled rows; ``references`` has the shape (rows,).
+    """
+    models = np.atleast_2d(predictions)
+    labels = np.unique(references)
+
+    def mean_f1(references: np.ndarray, *models: np.ndarray, axis: int) -> np.ndarray:
+        return np.mean([macro_f1(predictions, references, labels) for predictions in models], axis=0)
+
+    return _bootstrap((references, *models), mean_f1)
+
+
+def macro_f1(predictions: np.ndarray, references: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the macro F1 over ``labels`` along the last axis, as scikit-learn's with ``zero_division=0``.
+
+    Both arrays have the shape (..., rows): scikit-learn's ``f1_score`` takes one of the thousands of resamples a call.
+    """
+    total = np.zeros(np.shape(references)[:-1])
+    for label in labels:
+        true, predicted = references == label, predictions == label
+        marked = true.sum(-1) + predicted.sum(-1)
+        total += 2 * (true & predicted).sum(-1) / np.maximum(marked, 1)
+    return total / len(labels)
+
+
+def mcnemar_p_value(left_correct: np.ndarray, right_correct: np.ndarray) -> float:
+    """Return the p-value of McNemar's exact test, two-sided, from which rows each of two models got right.
+
+    Both are boolean, shape (rows,). Rows on which the models agree say nothing about a difference; among the others,
+    equal models would win as often as lose, which is a binomial test (McNemar 1947; exact form in Agresti 2013, 11.1).
+    """
+    left_only = int(np.sum(left_correct & ~right_correct))
+    right_only = int(np.sum(~left_correct & right_correct))
+    discordant = left_only + right_only
+    return 1.0 if discordant == 0 else float(binomtest(left_only, discordant).pvalue)
+
+
+def compare_paired(left: EvalPrediction, right: EvalPrediction) -> pd.Series:
+    """Return by how much ``right`` is better than ``left`` in accuracy and macro F1, with 95 % intervals and McNemar's p.
+
+    Both are outputs of `predict` on the same rows; every resample of the bootstrap takes the same rows of both.
+
+    Raises:
+        ValueError: the outputs are not of the same rows in the same order.
+    """
+    check_same_rows(left, right)
+    references = left.label_ids
+    pair = [np.argmax(output.predictions, axis=-1) for output in (left, right)]
+    labels = np.unique(references)
+
+    def accuracy_difference(references, left, right, axis):
+        return (right == references).mean(-1) - (left == references).mean(-1)
+
+    def f1_difference(references, left, right, axis):
+        return macro_f1(right, references, labels) - macro_f1(left, references, labels)
+
+    rows = {}
+    for name, statistic in (("accuracy", accuracy_difference), ("F1 (macro)", f1_difference)):
+        low, high = _bootstrap((references, *pair), statistic)
+        rows[f"difference in {name}"] = float(statistic(references, *pair, axis=-1))
+        rows[f"{name}: 95 % interval, low"], rows[f"{name}: 95 % interval, high"] = low, high
+    rows["McNemar's exact p"] = mcnemar_p_value(pair[0] == references, pair[1] == references)
+    return pd.Series(rows, name="paired comparison")
+
+
+def check_same_rows(left: EvalPrediction, right: EvalPrediction) -> None:
+    """Check that two outputs of `predict` can be compared row by row.
+
+    Raises:
+        ValueError: the outputs are not of the same rows in the same order.
+    """
+    if not np.array_equal(left.label_ids, right.label_ids):
+        raise ValueError(
+            "The two models were not tested on the same rows in the same order; call predict on one split."
+        )
+
+
+def _bootstrap(data: tuple[np.ndarray, ...], statistic) -> tuple[float, float]:
+    result = bootstrap(
+        data,
+        statistic,
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",  # the bias-corrected one is undefined where every row is right
+        rng=np.random.default_rng(0),
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
