@@ -38,6 +38,8 @@ CPU_SETTINGS = {
     },
 }
 
+COMPARISON_METHODS = ("head-only", "ln-tuning", "ia3", "lora-r8", "dora", "lora-all-linear", "qlora", "full")
+
 
 def _option(default, text: str):
     return field(default=default, metadata={"help": text})
@@ -77,7 +79,12 @@ class RunConfig:
     per_device_train_batch_size: int = _option(16, "training rows a step and device")
     per_device_eval_batch_size: int = _option(64, "evaluation rows a step and device")
     activation_checkpointing: bool = _option(False, "TEMP")
-    comparison_steps: int = _option(200, "optimizer steps that each method of the comparison is trained for")
+    comparison_methods: list[str] = field(
+        default_factory=lambda: list(COMPARISON_METHODS),
+        metadata={"help": "methods to compare, by name; all, or none"},
+    )
+    comparison_steps: int = _option(200, "optimizer steps that each compared method is trained for")
+    comparison_seeds: int = _option(3, "seeds for each of LoRA, DoRA and IA3; the other methods take one")
     seed: int = _option(42, "seed of the head, of LoRA, of the order of the rows and of subsets")
     output_dir: str = _option("lora_adapter", "folder that the adapter is saved in")
     overwrite_output_dir: bool = _option(False, "replace an adapter of another run in output_dir")
@@ -89,7 +96,8 @@ class RunConfig:
         if self.profile not in ("auto", *PROFILES):
             raise ValueError(f"Unknown profile {self.profile!r}; the known ones are auto, {', '.join(PROFILES)}.")
         for name in ("max_length", "max_train_rows", "max_eval_rows", "lora_r", "lora_alpha", "learning_rate",
-                     "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size"):  # fmt: skip
+                     "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size",
+                     "comparison_steps", "comparison_seeds"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value}; it must be greater than 0.")

@@ -15,6 +15,7 @@ from datasets import Dataset, DatasetDict
 from peft import PeftModel, PeftType
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -27,8 +28,8 @@ from transformers import (
 from peft_helpers.checks import assert_same_logits
 from peft_helpers.config import RunConfig
 from peft_helpers.memory import PeakMemory
-from peft_helpers.methods import Method, adapt_model, find_method
-from peft_helpers.models import load_base_model
+from peft_helpers.methods import METHODS, Method, adapt_model, find_method
+from peft_helpers.models import empty_model, load_base_model
 from peft_helpers.notebook import describe_environment
 from peft_helpers.prediction import predict
 from peft_helpers.quantization import quantization_config
@@ -36,7 +37,21 @@ from peft_helpers.training import training_arguments
 
 # Where a run writes, and what the comparison sets itself.
 _NOT_DECISIVE = {"profile", "output_dir", "overwrite_output_dir", "checkpoint_dir", "seed", "comparison_methods"}
+REPEATED = ("lora-r8", "dora", "ia3")  # methods that run with `RunConfig.comparison_seeds` seeds
 RELOAD_ROWS = 64  # on which the reloaded adapter is compared with the one in memory
+
+
+def plan_comparison(config: RunConfig) -> list[tuple[str, int]]:
+    """Return the runs of ``config.comparison_methods``: each method with its seed, those of `REPEATED` with several.
+
+    Raises:
+        ValueError: a method is not known, or refused; the message says why, and what to take instead.
+    """
+    methods = {"all": list(METHODS), "none": []}.get(config.comparison_methods[0], config.comparison_methods)
+    for name in methods:
+        find_method(name)
+    seeds = range(config.seed, config.seed + config.comparison_seeds)
+    return [(name, seed) for name in methods for seed in (seeds if name in REPEATED else [config.seed])]
 
 
 def run_method(
@@ -66,6 +81,9 @@ def run_method(
         "method": name,
         "seed": config.seed,
         "learning_rate": method.learning_rate_factor * config.learning_rate,
+        "parameters": empty_model(
+            AutoConfig.from_pretrained(config.model_name_or_path, num_labels=len(label_names))
+        ).num_parameters(),
         "trainable_parameters": sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad),
         "accuracy": output.metrics["test_accuracy"],
         "f1": output.metrics["test_f1"],
@@ -89,12 +107,7 @@ def run_methods(
 
     Results are appended to ``results_file`` as JSON lines: what stands there for the same settings, rows, versions and
     device is not run again. A method that fails becomes a row with its ``error``, and the others go on.
-
-    Raises:
-        ValueError: a method is not known, or refused; nothing has been run then.
     """
-    for name, _ in runs:
-        find_method(name)
     fingerprint = _fingerprint(config, tokenized)
     known = {(row["method"], row["seed"]): row for row in read_results(results_file)
              if row["fingerprint"] == fingerprint and row["error"] is None}  # fmt: skip
@@ -201,8 +214,8 @@ def _save_and_reload(
         file = Path(folder, "adapter_model.safetensors")
         if isinstance(model, PeftModel):
             model.save_pretrained(folder)
-            # AdaLoRA that is not trainable cannot compute a loss (peft 0.21)
-            reloaded = PeftModel.from_pretrained(load(), folder, is_trainable=True)
+            # AdaLoRA computes a loss only where it can be trained (peft 0.21).
+            reloaded = PeftModel.from_pretrained(load(), folder, is_trainable=method.name == "adalora")
         else:
             save_file({name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}, file)
             reloaded = load()

@@ -1,5 +1,6 @@
 """Figures that stay readable in greyscale; each function returns the figure that it drew."""
 
+import itertools
 import logging
 
 import matplotlib.pyplot as plt
@@ -12,6 +13,7 @@ from transformers import EvalPrediction
 
 from peft_helpers.comparison import METRIC_NAMES, majority_class
 from peft_helpers.metrics import compute_metrics
+from peft_helpers.reference_points import CLASSICAL, MAJORITY
 
 # On a new machine the first figure builds a font cache and says so on stderr.
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
@@ -103,4 +105,28 @@ def plot_before_after(untuned: EvalPrediction, tuned: EvalPrediction) -> Figure:
     axes.set_xticks(places, METRIC_NAMES.values())
     axes.set(ylim=(0, 1.12), ylabel="score", title=f"Before and after, on {len(tuned.label_ids):,} test rows")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, fontsize="small")
+    return figure
+
+
+def plot_methods(summary: pd.DataFrame, rows: int) -> Figure:
+    """Draw the quality of each method of `summarize_methods` against its trainable parameters and its training time.
+
+    The bars are the 95 % intervals over the ``rows`` test rows; the lines are the reference points.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5), layout="constrained", sharey=True)
+    methods = summary.drop(index=[MAJORITY, CLASSICAL], errors="ignore")
+    markers = dict(zip(methods.index, itertools.cycle("os^vD<>pPX*hd"), strict=False))
+    shades = dict(zip(methods.index, itertools.cycle((DARK, "#6f9fc8", "white")), strict=False))
+    for axis, column in zip(axes, ("trainable_parameters", "train_seconds"), strict=True):
+        for name, row in methods.iterrows():
+            errors = [[row["f1"] - row["f1_low"]], [row["f1_high"] - row["f1"]]]
+            axis.errorbar(row[column], row["f1"], yerr=errors, fmt=markers[name], color=DARK, mfc=shades[name],
+                          markersize=9, elinewidth=1, capsize=3, label=name)  # fmt: skip
+        for name, style in ((CLASSICAL, "--"), (MAJORITY, ":")):
+            if name in summary.index:
+                axis.axhline(summary.loc[name, "f1"], color=LINE, linestyle=style, label=name)
+    axes[0].set(xscale="log", xlabel="trainable parameters", ylabel=f"F1 (macro) on {rows:,} test rows")
+    axes[1].set(xlabel="training time, seconds", xlim=(0, None))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
+    figure.suptitle("What each method reaches, and what it costs (bars: 95 % intervals)")
     return figure

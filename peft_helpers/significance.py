@@ -36,16 +36,19 @@ def f1_interval(predictions: np.ndarray, references: np.ndarray) -> tuple[float,
 
 
 def macro_f1(predictions: np.ndarray, references: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the macro F1 over ``labels`` along the last axis, as scikit-learn's with ``zero_division=0``.
+    """Return the macro F1 along the last axis, over those of ``labels`` that occur in ``references`` there.
 
-    Both arrays have the shape (..., rows): scikit-learn's ``f1_score`` takes one of the thousands of resamples a call.
+    Both arrays have the shape (..., rows). It is what `compute_metrics` gives for each of thousands of resamples, of
+    which scikit-learn's ``f1_score`` takes one a call.
     """
-    total = np.zeros(np.shape(references)[:-1])
+    total, present = np.zeros(np.shape(references)[:-1]), np.zeros(np.shape(references)[:-1])
     for label in labels:
         true, predicted = references == label, predictions == label
         marked = true.sum(-1) + predicted.sum(-1)
-        total += 2 * (true & predicted).sum(-1) / np.maximum(marked, 1)
-    return total / len(labels)
+        occurs = true.any(-1)
+        total += occurs * 2 * (true & predicted).sum(-1) / np.maximum(marked, 1)
+        present += occurs
+    return total / present
 
 
 def mcnemar_p_value(left_correct: np.ndarray, right_correct: np.ndarray) -> float:
@@ -63,7 +66,8 @@ def mcnemar_p_value(left_correct: np.ndarray, right_correct: np.ndarray) -> floa
 def compare_paired(left: EvalPrediction, right: EvalPrediction) -> pd.Series:
     """Return by how much ``right`` is better than ``left`` in accuracy and macro F1, with 95 % intervals and McNemar's p.
 
-    Both are outputs of `predict` on the same rows; every resample of the bootstrap takes the same rows of both.
+    Both are outputs of `predict` on the same rows; every resample of the bootstrap takes the same rows of both. The names
+    are ``accuracy``, ``accuracy, low``, ``accuracy, high``, the same of ``F1 (macro)``, and ``p``.
 
     Raises:
         ValueError: the outputs are not of the same rows in the same order.
@@ -82,9 +86,9 @@ def compare_paired(left: EvalPrediction, right: EvalPrediction) -> pd.Series:
     rows = {}
     for name, statistic in (("accuracy", accuracy_difference), ("F1 (macro)", f1_difference)):
         low, high = _bootstrap((references, *pair), statistic)
-        rows[f"difference in {name}"] = float(statistic(references, *pair, axis=-1))
-        rows[f"{name}: 95 % interval, low"], rows[f"{name}: 95 % interval, high"] = low, high
-    rows["McNemar's exact p"] = mcnemar_p_value(pair[0] == references, pair[1] == references)
+        rows[name] = float(statistic(references, *pair, axis=-1))
+        rows[f"{name}, low"], rows[f"{name}, high"] = low, high
+    rows["p"] = mcnemar_p_value(pair[0] == references, pair[1] == references)
     return pd.Series(rows, name="paired comparison")
 
 

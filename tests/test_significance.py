@@ -39,14 +39,12 @@ def test_mcnemars_p_is_the_textbooks(left_only, right_only, p):
 
 
 def test_macro_f1_is_scikit_learns_on_every_resample():
-    generator = np.random.default_rng(0)
-    references, predictions = generator.integers(0, 4, (2, 50, 30))
-    labels = np.arange(5)  # one that never occurs counts as 0
+    references, predictions = np.random.default_rng(0).integers(0, 4, (2, 50, 6))  # some lack a label
     expected = [
-        f1_score(r, p, average="macro", labels=labels, zero_division=0)
+        f1_score(r, p, average="macro", labels=np.unique(r), zero_division=0)
         for r, p in zip(references, predictions, strict=True)
     ]
-    np.testing.assert_allclose(macro_f1(predictions, references, labels), expected, rtol=1e-12)
+    np.testing.assert_allclose(macro_f1(predictions, references, np.arange(4)), expected, rtol=1e-12)
 
 
 def test_the_interval_of_f1_holds_the_score_and_narrows_with_more_rows():
@@ -77,19 +75,19 @@ def test_a_pair_of_models_is_compared_row_by_row():
     worse = references.copy()
     worse[:20] = 1 - worse[:20]
     result = compare_paired(output(worse, references), output(references, references))
-    assert result["difference in accuracy"] == pytest.approx(0.2)
-    assert result["accuracy: 95 % interval, low"] == pytest.approx(0.12, abs=0.03)  # 0.2 ± 1.96 · 0.04
-    assert result["accuracy: 95 % interval, high"] == pytest.approx(0.28, abs=0.03)
-    assert result["F1 (macro): 95 % interval, low"] < result["difference in F1 (macro)"]
-    assert result["McNemar's exact p"] == pytest.approx(2 / 2**20)
+    assert result["accuracy"] == pytest.approx(0.2)
+    assert result["accuracy, low"] == pytest.approx(0.12, abs=0.03)  # 0.2 ± 1.96 · 0.04
+    assert result["accuracy, high"] == pytest.approx(0.28, abs=0.03)
+    assert result["F1 (macro), low"] < result["F1 (macro)"]
+    assert result["p"] == pytest.approx(2 / 2**20)
 
 
 def test_equal_models_do_not_differ():
     references = np.array([0, 1] * 10)
     predicted = np.array([0, 0] * 10)
     result = compare_paired(output(predicted, references), output(predicted, references))
-    assert (result.drop("McNemar's exact p") == 0).all()
-    assert result["McNemar's exact p"] == 1
+    assert (result.drop("p") == 0).all()
+    assert result["p"] == 1
 
 
 def test_other_rows_are_refused():

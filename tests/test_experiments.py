@@ -1,0 +1,142 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from peft_helpers import experiments
+from peft_helpers.experiments import REPEATED, plan_comparison, read_results, run_method, run_methods
+from peft_helpers.methods import METHODS
+
+LABELS = ["negative", "positive"]
+
+
+@pytest.fixture
+def short(config):
+    return replace(config, comparison_steps=3)
+
+
+@pytest.fixture
+def run(short, tokenized, tokenizer, tmp_path):
+    """`run_methods` with all but the runs given; the file of the results is its attribute."""
+
+    def run(*runs, config=short):
+        return run_methods(list(runs), config, tokenized, tokenizer, LABELS, run.file)
+
+    run.file = tmp_path / "results.jsonl"
+    return run
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    calls = []
+    real = experiments.run_method
+    monkeypatch.setattr(experiments, "run_method", lambda name, *rest: calls.append(name) or real(name, *rest))
+    return calls
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_runs_reloads_and_matches(name, short, tokenized, tokenizer):
+    result = run_method(name, short, tokenized, tokenizer, LABELS)
+    assert result["reload_verified"] is (None if name == "full" else True)
+    assert len(result["predictions"]) == tokenized["test"].num_rows
+    hits = [p == t for p, t in zip(result["predictions"], tokenized["test"]["labels"], strict=True)]
+    assert result["accuracy"] == sum(hits) / len(hits)
+    assert 0 < result["trainable_parameters"] <= result["parameters"] or name == "vera"
+    assert result["train_seconds"] > 0
+    json.dumps(result)
+
+
+def test_a_reload_that_differs_is_an_error(run, monkeypatch):
+    real = experiments.PeftModel.from_pretrained
+
+    def forget_the_head(base, folder, **options):
+        model = real(base, folder, **options)
+        torch.nn.init.normal_(model.base_model.model.score.modules_to_save["default"].weight)
+        return model
+
+    monkeypatch.setattr(experiments.PeftModel, "from_pretrained", forget_the_head)
+    assert "Mismatched elements" in run(("lora-r8", 0))["error"].iloc[0]
+
+
+def test_adalora_moves_its_ranks(short, tokenized, tokenizer, monkeypatch):
+    steps = []
+    monkeypatch.setattr(
+        "peft.tuners.adalora.model.AdaLoraModel.update_and_allocate", lambda self, step: steps.append(step)
+    )
+    run_method("adalora", short, tokenized, tokenizer, LABELS)
+    assert steps == [1, 2, 3]
+
+
+def test_the_same_run_gives_the_same_result(short, tokenized, tokenizer):
+    first, again = (run_method("lora-r8", short, tokenized, tokenizer, LABELS) for _ in range(2))
+    assert first["predictions"] == again["predictions"]
+    assert first["f1"] == again["f1"]
+
+
+@pytest.mark.reliability("fault")
+def test_an_interrupted_comparison_goes_on_where_it_stopped(run, monkeypatch, capsys):
+    real = experiments.run_method
+
+    def interrupt(name, *rest):
+        if name == "ia3":
+            raise KeyboardInterrupt
+        return real(name, *rest)
+
+    monkeypatch.setattr(experiments, "run_method", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(("head-only", 0), ("ia3", 0))
+    monkeypatch.undo()
+    table = run(("head-only", 0), ("ia3", 0))
+    assert table["method"].tolist() == ["head-only", "ia3"]
+    assert capsys.readouterr().out.count(f"(from {run.file})") == 1
+
+
+def test_other_settings_are_run_again(run, counted, short):
+    run(("head-only", 0))
+    run(("head-only", 0))
+    run(("head-only", 1))
+    run(("head-only", 0), config=replace(short, comparison_steps=2))
+    assert counted == ["head-only"] * 3
+
+
+@pytest.mark.reliability("fault")
+def test_a_failing_method_is_recorded_and_the_rest_goes_on(run, monkeypatch, capsys):
+    real = experiments.run_method
+
+    def fail(name, *rest):
+        if name == "ia3":
+            raise RuntimeError("not enough memory")
+        return real(name, *rest)
+
+    monkeypatch.setattr(experiments, "run_method", fail)
+    table = run(("ia3", 0), ("head-only", 0)).set_index("method")
+    assert table.loc["ia3", "error"] == "RuntimeError: not enough memory"
+    assert table["error"].isna().tolist() == [False, True]
+    assert "ia3, seed 0: failed, RuntimeError: not enough memory" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert run(("ia3", 0))["error"].isna().all()  # a failure is tried again
+
+
+@pytest.mark.reliability("fault")
+def test_a_line_cut_short_by_a_kill_is_left_out(run):
+    run(("head-only", 0))
+    with run.file.open("a") as lines:
+        lines.write('{"method": "ia3", "se')
+    assert [row["method"] for row in read_results(run.file)] == ["head-only"]
+    run(("ia3", 0))
+    assert [row["method"] for row in read_results(run.file)] == ["head-only", "ia3"]
+
+
+def test_the_plan_has_several_seeds_for_some_methods(short):
+    plan = plan_comparison(replace(short, comparison_methods=["full", "dora"], comparison_seeds=2, seed=5))
+    assert plan == [("full", 5), ("dora", 5), ("dora", 6)]
+    everything = plan_comparison(replace(short, comparison_methods=["all"], comparison_seeds=3))
+    assert len(everything) == len(METHODS) + 2 * len(REPEATED)
+    assert plan_comparison(replace(short, comparison_methods=["none"])) == []
+
+
+@pytest.mark.reliability("bad input")
+def test_a_plan_with_an_unknown_method_is_refused_before_anything_runs(short):
+    with pytest.raises(ValueError, match="Unknown method 'lora'"):
+        plan_comparison(replace(short, comparison_methods=["ia3", "lora"]))

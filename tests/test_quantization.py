@@ -1,0 +1,74 @@
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from peft_helpers import quantization
+from peft_helpers.models import empty_model, head_modules, load_base_model
+from peft_helpers.quantization import linear_megabytes, quantization_config, quantization_problem
+
+LABELS = ["negative", "positive"]
+
+
+@pytest.fixture
+def load(config, tokenizer):
+    four_bits = quantization_config(config.model_name_or_path)
+    return lambda: load_base_model(config, LABELS, tokenizer, quantization_config=four_bits)
+
+
+def test_the_linear_layers_are_quantised_and_the_head_is_not(load, model):
+    quantized = load()
+    kinds = {name: type(module) for name, module in quantized.named_modules() if "attn.c_attn" in name}
+    assert set(kinds.values()) == {Linear4bit}
+    assert quantized.score.weight.dtype == torch.float32
+    assert torch.equal(quantized.score.weight, model.score.weight)
+
+
+def test_quantised_layers_are_smaller_by_what_their_bits_say(tmp_path):
+    """8 times by the bits, less the scales of every 64 weights, themselves in 8 bits."""
+    shape = AutoConfig.for_model("gpt2", n_embd=768, n_layer=1, n_head=12, vocab_size=64, n_positions=16)
+    model = AutoModelForSequenceClassification.from_config(shape)
+    model.save_pretrained(tmp_path)
+    four_bits = quantization_config(str(tmp_path))
+    quantized = AutoModelForSequenceClassification.from_pretrained(tmp_path, quantization_config=four_bits)
+    assert linear_megabytes(model) == 12 * 768**2 * 4 / 1e6
+    assert 7.6 < linear_megabytes(model) / linear_megabytes(quantized) < 8
+
+
+def test_lora_learns_on_the_quantised_base_and_reloads(load, tokenizer, tmp_path):
+    model = prepare_model_for_kbit_training(load(), use_gradient_checkpointing=False)
+    lora = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", exclude_modules=head_modules(model))
+    model = get_peft_model(model, lora)
+    batch = tokenizer(["a fine film", "bad"], return_tensors="pt", padding=True)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(8):
+        loss = model(**batch, labels=torch.tensor([1, 0])).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2
+    model.save_pretrained(tmp_path)
+    reloaded = PeftModel.from_pretrained(load(), tmp_path)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(**batch).logits, reloaded.eval()(**batch).logits)
+
+
+def test_bitsandbytes_works_here():
+    assert quantization_problem() is None
+
+
+@pytest.mark.reliability("fault")
+def test_where_it_does_not_work_the_reason_is_told(monkeypatch):
+    def broken(*arguments, **options):
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(quantization, "Linear4bit", broken)
+    assert quantization_problem() == "bitsandbytes cannot quantise on this machine (RuntimeError: no kernel image)"
+
+
+def test_the_head_of_another_architecture_is_skipped_too():
+    config = AutoConfig.for_model("distilbert", n_layers=1, dim=8, n_heads=2, hidden_dim=8, vocab_size=16)
+    assert head_modules(empty_model(config)) == ["pre_classifier", "classifier"]
