@@ -80,8 +80,8 @@ def compare_per_class(untuned: EvalPrediction, tuned: EvalPrediction, label_name
 def summarize_methods(results: pd.DataFrame, references: np.ndarray) -> pd.DataFrame:
     """Return a row for each method of `run_methods` and `run_reference_points`, from its runs with several seeds.
 
-    Scores, seconds and MB are means over the seeds; ``f1_low`` and ``f1_high`` the 95 % interval of the mean F1 over the
-    test rows; ``f1_min`` and ``f1_max`` the worst and best seed.
+    Scores, seconds and MB are means over the seeds; ``f1_low`` and ``f1_high`` the 95 % interval of the mean F1 over
+    the test rows; ``f1_min`` and ``f1_max`` the worst and best seed.
 
     Args:
         results: a row for each run.
@@ -104,6 +104,9 @@ def summarize_methods(results: pd.DataFrame, references: np.ndarray) -> pd.DataF
 def format_methods(summary: pd.DataFrame) -> pd.DataFrame:
     """Return the table of `summarize_methods` as text to read."""
 
+    def score(row: pd.Series) -> str:
+        return f"{row['f1']:.3f}{_format_interval(row['f1_low'], row['f1_high'])}"
+
     def several_seeds(row: pd.Series) -> str:
         return f"{row['f1_min']:.3f} to {row['f1_max']:.3f}, {row['seeds']} seeds" if row["seeds"] > 1 else ""
 
@@ -111,7 +114,7 @@ def format_methods(summary: pd.DataFrame) -> pd.DataFrame:
         "trainable": summary["trainable_parameters"].map("{:,}".format),
         "share": summary["share"].map("{:.2%}".format).replace("nan%", ""),
         "accuracy": summary["accuracy"].map("{:.3f}".format),
-        "F1 (macro) [95 %]": [f"{row.f1:.3f}{_format_interval(row.f1_low, row.f1_high)}" for row in summary.itertuples()],
+        "F1 (macro) [95 %]": [score(row) for _, row in summary.iterrows()],
         "F1, worst to best seed": [several_seeds(row) for _, row in summary.iterrows()],
         "training, s": summary["train_seconds"].map("{:.0f}".format),
         "peak memory, MB": summary["peak_memory_mb"].map("{:.0f}".format).replace("nan", ""),

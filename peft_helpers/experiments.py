@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from datasets import Dataset, DatasetDict
 from peft import PeftModel, PeftType
 from safetensors.torch import load_file, save_file
@@ -177,7 +176,7 @@ def _train(model, train: Dataset, tokenizer: PreTrainedTokenizerBase, method: Me
 
 
 def comparison_arguments(config: RunConfig, learning_rate: float, output_dir: str) -> TrainingArguments:
-    """Return the Trainer's arguments of a run of `RunConfig.comparison_steps` steps without evaluation or checkpoint."""
+    """Return the Trainer's arguments for `RunConfig.comparison_steps` steps, without evaluation or checkpoint."""
     return replace(
         training_arguments(config, output_dir),
         learning_rate=learning_rate,

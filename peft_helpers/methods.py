@@ -137,8 +137,8 @@ METHODS = {
 }
 
 _PADDING = (
-    "its virtual tokens are joined to embeddings, so GPT-2 gets no token ids, takes the last position for the end of the "
-    "text, and classifies every row that is shorter than its batch by padding, without an error"
+    "its virtual tokens are joined to embeddings, so GPT-2 gets no token ids, takes the last position for the end of "
+    "the text, and classifies every row that is shorter than its batch by padding, without an error"
 )
 _HEAD_UNTRAINED = "peft neither trains nor saves the classification head with it, so the head stays random"
 _LINEAR_ONLY = "it knows torch.nn.Linear only, and GPT-2's layers are Conv1D: peft raises an error"

@@ -64,10 +64,10 @@ def mcnemar_p_value(left_correct: np.ndarray, right_correct: np.ndarray) -> floa
 
 
 def compare_paired(left: EvalPrediction, right: EvalPrediction) -> pd.Series:
-    """Return by how much ``right`` is better than ``left`` in accuracy and macro F1, with 95 % intervals and McNemar's p.
+    """Return by how much ``right`` beats ``left`` in accuracy and macro F1, with 95 % intervals, and McNemar's p.
 
-    Both are outputs of `predict` on the same rows; every resample of the bootstrap takes the same rows of both. The names
-    are ``accuracy``, ``accuracy, low``, ``accuracy, high``, the same of ``F1 (macro)``, and ``p``.
+    Both are outputs of `predict` on the same rows; every resample of the bootstrap takes the same rows of both. The
+    names are ``accuracy``, ``accuracy, low``, ``accuracy, high``, the same of ``F1 (macro)``, and ``p``.
 
     Raises:
         ValueError: the outputs are not of the same rows in the same order.

@@ -78,7 +78,7 @@ def test_each_learning_rate_has_a_reason():
 @pytest.mark.reliability("bad input")
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_wrong_or_cannot_run_is_refused_with_what_to_take_instead(name):
-    reason, nearest = REFUSED[name]
+    _, nearest = REFUSED[name]
     with pytest.raises(ValueError, match=f"{name} is refused: .*nearest method that works is {nearest}"):
         find_method(name)
     assert nearest in METHODS
@@ -135,7 +135,7 @@ CANNOT_RUN = {
 
 @pytest.mark.parametrize("name", CANNOT_RUN)
 def test_the_refused_methods_cannot_run(name, model, batch):
-    with pytest.raises((TypeError, ValueError, RuntimeError), match="(?i)conv1d|Linear|mat1 and mat2"):
+    with pytest.raises((TypeError, ValueError, RuntimeError), match=r"(?i)conv1d|Linear|mat1 and mat2"):
         get_peft_model(model, CANNOT_RUN[name])(**batch)
 
 
