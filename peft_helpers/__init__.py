@@ -3,10 +3,15 @@
 from peft_helpers.adapters import adapter_size, check_output_dir, list_files, save_run_config
 from peft_helpers.bbc_news import load_bbc_news
 from peft_helpers.checks import assert_same_logits, changed_parameters, fingerprint_parameters
-from peft_helpers.comparison import compare, format_comparison, majority_class
+from peft_helpers.comparison import compare, compare_per_class, format_comparison, majority_class
 from peft_helpers.config import BBC_NEWS, PROFILES, TINY_GPT2, RunConfig, parse_run_config
 from peft_helpers.data import count_classes, load_dataset_arguments, prepare_splits
+from peft_helpers.experiments import plan_comparison, run_method, run_methods
+from peft_helpers.memory import PeakMemory
+from peft_helpers.method_table import compare_methods_to, describe_methods, format_methods, summarize_methods
+from peft_helpers.methods import METHODS, REFUSED, adapt_model, find_method
 from peft_helpers.metrics import ClassificationMetrics, compute_metrics, report_per_class
+from peft_helpers.mistakes import most_confident_errors
 from peft_helpers.models import (
     check_model,
     classifier_arguments,
@@ -21,21 +26,29 @@ from peft_helpers.plots import (
     plot_before_after,
     plot_class_balance,
     plot_confusions,
+    plot_methods,
     plot_token_lengths,
     plot_training,
 )
 from peft_helpers.prediction import classify_texts, predict
+from peft_helpers.quantization import compare_sizes, compute_dtype, quantization_config, quantization_problem
+from peft_helpers.reference_points import CLASSICAL, MAJORITY, run_reference_points
+from peft_helpers.significance import accuracy_interval, compare_paired, f1_interval, mcnemar_p_value
 from peft_helpers.tokenization import encode_texts, set_padding, tokenize_dataset, tokenize_passages
 from peft_helpers.training import evaluation_arguments, make_trainer, training_arguments
 
 __all__ = [
-    "BBC_NEWS", "PROFILES", "TINY_GPT2", "ClassificationMetrics", "RunConfig", "adapter_size",
-    "assert_same_logits", "changed_parameters", "check_model", "check_output_dir", "classifier_arguments",
-    "classify_texts", "compare", "compute_metrics", "count_classes", "describe_environment", "encode_texts",
-    "evaluation_arguments", "fingerprint_parameters", "format_comparison", "head_modules", "keep_output_clean",
-    "list_files", "load_base_model", "load_bbc_news", "load_dataset_arguments", "majority_class",
-    "make_trainer", "parse_run_config", "plot_before_after", "plot_class_balance", "plot_confusions",
-    "plot_token_lengths", "plot_training", "predict", "prepare_splits", "report_per_class", "save_run_config",
-    "saved_classifier_arguments", "set_padding", "tokenize_dataset", "tokenize_passages", "training_arguments",
-    "turn_off_dropout", "uses_conv1d",
+    "BBC_NEWS", "CLASSICAL", "MAJORITY", "METHODS", "PROFILES", "REFUSED", "TINY_GPT2", "ClassificationMetrics",
+    "PeakMemory", "RunConfig", "accuracy_interval", "adapt_model", "adapter_size", "assert_same_logits",
+    "changed_parameters", "check_model", "check_output_dir", "classifier_arguments", "classify_texts", "compare",
+    "compare_methods_to", "compare_paired", "compare_per_class", "compare_sizes", "compute_dtype",
+    "compute_metrics", "count_classes", "describe_environment", "describe_methods", "encode_texts",
+    "evaluation_arguments", "f1_interval", "find_method", "fingerprint_parameters", "format_comparison",
+    "format_methods", "head_modules", "keep_output_clean", "list_files", "load_base_model", "load_bbc_news",
+    "load_dataset_arguments", "majority_class", "make_trainer", "mcnemar_p_value", "most_confident_errors",
+    "parse_run_config", "plan_comparison", "plot_before_after", "plot_class_balance", "plot_confusions",
+    "plot_methods", "plot_token_lengths", "plot_training", "predict", "prepare_splits", "quantization_config",
+    "quantization_problem", "report_per_class", "run_method", "run_methods", "run_reference_points",
+    "save_run_config", "saved_classifier_arguments", "set_padding", "summarize_methods", "tokenize_dataset",
+    "tokenize_passages", "training_arguments", "turn_off_dropout", "uses_conv1d",
 ]  # fmt: skip

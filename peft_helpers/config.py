@@ -84,6 +84,9 @@ class RunConfig:
         metadata={"help": "methods to compare, by name; all, or none"},
     )
     comparison_steps: int = _option(200, "optimizer steps that each compared method is trained for")
+    comparison_file: str = _option(
+        "method_comparison.jsonl", "file that results of the comparison are kept in: an interrupted one goes on from it"
+    )
     comparison_seeds: int = _option(3, "seeds for each of LoRA, DoRA and IA3; the other methods take one")
     seed: int = _option(42, "seed of the head, of LoRA, of the order of the rows and of subsets")
     output_dir: str = _option("lora_adapter", "folder that the adapter is saved in")

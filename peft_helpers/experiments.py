@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from datasets import Dataset, DatasetDict
 from peft import PeftModel, PeftType
 from safetensors.torch import load_file, save_file
@@ -35,7 +34,8 @@ from peft_helpers.quantization import quantization_config
 from peft_helpers.training import training_arguments
 
 # Where a run writes, and what the comparison sets itself.
-_NOT_DECISIVE = {"profile", "output_dir", "overwrite_output_dir", "checkpoint_dir", "seed", "comparison_methods"}
+_NOT_DECISIVE = {"profile", "output_dir", "overwrite_output_dir", "checkpoint_dir", "seed", "comparison_methods",
+                 "comparison_seeds", "comparison_file"}  # fmt: skip
 REPEATED = ("lora-r8", "dora", "ia3")  # methods that run with `RunConfig.comparison_seeds` seeds
 RELOAD_ROWS = 64  # on which the reloaded adapter is compared with the one in memory
 
@@ -101,11 +101,11 @@ def run_methods(
     tokenizer: PreTrainedTokenizerBase,
     label_names: list[str],
     results_file: str | Path,
-) -> pd.DataFrame:
-    """Run each method of ``runs`` with its seed by `run_method`, and return a row for each.
+) -> list[dict]:
+    """Run each method of ``runs`` with its seed by `run_method`, and return the result of each.
 
     Results are appended to ``results_file`` as JSON lines: what stands there for the same settings, rows, versions and
-    device is not run again. A method that fails becomes a row with its ``error``, and the others go on.
+    device is not run again. A method that fails gives a result with its ``error``, and the others go on.
     """
     fingerprint = _fingerprint(config, tokenized)
     known = {(row["method"], row["seed"]): row for row in read_results(results_file)
@@ -122,7 +122,7 @@ def run_methods(
         else:
             print(f"{number} of {len(runs)}: {_describe(row)} (from {results_file})")
         rows.append(row)
-    return pd.DataFrame(rows)
+    return rows
 
 
 def read_results(results_file: str | Path) -> list[dict]:

@@ -1,5 +1,6 @@
 """QLoRA's base: linear layers in 4 bits by bitsandbytes, on a GPU or a CPU."""
 
+import pandas as pd
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
@@ -41,17 +42,25 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def linear_megabytes(model: PreTrainedModel) -> float:
-    """Return the size in MB (10^6 bytes) of the weights of ``model``'s linear layers but the head, scales included."""
+def compare_sizes(full: PreTrainedModel, quantized: PreTrainedModel) -> pd.DataFrame:
+    """Return the sizes in MB (10^6 bytes) of a model and of the same with 4-bit layers, and how many times smaller."""
+    columns = {name: _sizes(model) for name, model in (("32 bits, MB", full), ("4 bits, MB", quantized))}
+    table = pd.DataFrame(columns, index=["weights of the linear layers", "whole model"])
+    return table.assign(**{"times smaller": table["32 bits, MB"] / table["4 bits, MB"]})
+
+
+def _sizes(model: PreTrainedModel) -> list[float]:
+    """Return the MB of the weights of all linear layers but the head, and of the whole model."""
     head = set(head_modules(model))
-    layers = [layer for name, layer in model.named_modules() if isinstance(layer, (torch.nn.Linear, Conv1D))
-              and name not in head]  # fmt: skip
-    return sum(_weight_bytes(layer.weight) for layer in layers) / 1e6
+    weights = [layer.weight for name, layer in model.named_modules()
+               if isinstance(layer, (torch.nn.Linear, Conv1D)) and name not in head]  # fmt: skip
+    scales = sum(map(_scale_bytes, weights))  # not parameters, so the model does not count them
+    return [(sum(weight.nbytes for weight in weights) + scales) / 1e6, (model.get_memory_footprint() + scales) / 1e6]
 
 
-def _weight_bytes(weight: torch.Tensor) -> int:
+def _scale_bytes(weight: torch.Tensor) -> int:
     if not isinstance(weight, Params4bit):
-        return weight.nbytes
+        return 0
     state = weight.quant_state
     scales = (state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
-    return weight.nbytes + sum(tensor.nbytes for tensor in scales)
+    return sum(tensor.nbytes for tensor in scales)

@@ -63,18 +63,13 @@ def mcnemar_p_value(left_correct: np.ndarray, right_correct: np.ndarray) -> floa
     return 1.0 if discordant == 0 else float(binomtest(left_only, discordant).pvalue)
 
 
-def compare_paired(left: EvalPrediction, right: EvalPrediction) -> pd.Series:
+def compare_paired(left: np.ndarray, right: np.ndarray, references: np.ndarray) -> pd.Series:
     """Return by how much ``right`` beats ``left`` in accuracy and macro F1, with 95 % intervals, and McNemar's p.
 
-    Both are outputs of `predict` on the same rows; every resample of the bootstrap takes the same rows of both. The
-    names are ``accuracy``, ``accuracy, low``, ``accuracy, high``, the same of ``F1 (macro)``, and ``p``.
-
-    Raises:
-        ValueError: the outputs are not of the same rows in the same order.
+    ``left`` and ``right`` are the label numbers that two models predict for the same rows, ``references`` the true
+    ones, all of shape (rows,). Every resample of the bootstrap takes the same rows of both. The names are ``accuracy``,
+    ``accuracy, low``, ``accuracy, high``, the same of ``F1 (macro)``, and ``p``.
     """
-    check_same_rows(left, right)
-    references = left.label_ids
-    pair = [np.argmax(output.predictions, axis=-1) for output in (left, right)]
     labels = np.unique(references)
 
     def accuracy_difference(references, left, right, axis):
@@ -85,10 +80,10 @@ def compare_paired(left: EvalPrediction, right: EvalPrediction) -> pd.Series:
 
     rows = {}
     for name, statistic in (("accuracy", accuracy_difference), ("F1 (macro)", f1_difference)):
-        low, high = _bootstrap((references, *pair), statistic)
-        rows[name] = float(statistic(references, *pair, axis=-1))
+        low, high = _bootstrap((references, left, right), statistic)
+        rows[name] = float(statistic(references, left, right, axis=-1))
         rows[f"{name}, low"], rows[f"{name}, high"] = low, high
-    rows["p"] = mcnemar_p_value(pair[0] == references, pair[1] == references)
+    rows["p"] = mcnemar_p_value(left == references, right == references)
     return pd.Series(rows, name="paired comparison")
 
 

@@ -1,5 +1,4 @@
 import numpy as np
-import pandas as pd
 import pytest
 from transformers import EvalPrediction
 
@@ -7,9 +6,7 @@ from peft_helpers.comparison import (
     compare,
     compare_per_class,
     format_comparison,
-    format_methods,
     majority_class,
-    summarize_methods,
 )
 
 
@@ -49,38 +46,6 @@ def test_classes_are_compared_side_by_side():
     table = compare_per_class(output([0, 0, 0, 0]), output([0, 0, 1, 1]), ["no", "yes"])
     assert table.loc["yes", ("untuned", "recall")] == 0
     assert table.loc["yes", ("tuned", "recall")] == 1
-
-
-@pytest.fixture
-def results():
-    run = {"parameters": 1000, "error": None, "train_seconds": 2.0, "peak_memory_mb": 10.0, "adapter_mb": 0.5}
-    right, half = [0, 0, 1, 1], [0, 0, 0, 0]
-    return pd.DataFrame([
-        run | {"method": "full", "trainable_parameters": 1000, "accuracy": 1.0, "f1": 1.0, "predictions": right,
-               "reload_verified": None},
-        run | {"method": "ia3", "trainable_parameters": 20, "accuracy": 1.0, "f1": 1.0, "predictions": right,
-               "reload_verified": True},
-        run | {"method": "ia3", "trainable_parameters": 20, "accuracy": 0.5, "f1": 1 / 3, "predictions": half,
-               "reload_verified": True},
-        {"method": "dora", "error": "RuntimeError: no memory"},
-    ])  # fmt: skip
-
-
-def test_methods_are_summarised_over_seeds(results):
-    summary = summarize_methods(results, np.array([0, 0, 1, 1]))
-    assert summary.index.tolist() == ["ia3", "full"]
-    ia3 = summary.loc["ia3"]
-    assert (ia3["seeds"], ia3["accuracy"], ia3["share"]) == (2, 0.75, 0.02)
-    assert (ia3["f1"], ia3["f1_min"], ia3["f1_max"]) == pytest.approx((2 / 3, 1 / 3, 1))
-    assert ia3["f1_low"] < ia3["f1"] < ia3["f1_high"]
-
-
-def test_methods_are_readable(results):
-    text = format_methods(summarize_methods(results, np.array([0, 0, 1, 1])))
-    assert text.loc["ia3", "F1, worst to best seed"] == "0.333 to 1.000, 2 seeds"
-    assert text.loc["full", "F1, worst to best seed"] == ""
-    assert text["reload verified"].tolist() == ["yes", "not kept"]
-    assert text["share"].tolist() == ["2.00%", "100.00%"]
 
 
 def test_majority_class_answers_one_label_on_the_same_rows():

@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from peft_helpers import quantization
 from peft_helpers.models import empty_model, head_modules, load_base_model
-from peft_helpers.quantization import linear_megabytes, quantization_config, quantization_problem
+from peft_helpers.quantization import compare_sizes, quantization_config, quantization_problem
 
 LABELS = ["negative", "positive"]
 
@@ -32,8 +32,13 @@ def test_quantised_layers_are_smaller_by_what_their_bits_say(tmp_path):
     model.save_pretrained(tmp_path)
     four_bits = quantization_config(str(tmp_path))
     quantized = AutoModelForSequenceClassification.from_pretrained(tmp_path, quantization_config=four_bits)
-    assert linear_megabytes(model) == 12 * 768**2 * 4 / 1e6
-    assert 7.6 < linear_megabytes(model) / linear_megabytes(quantized) < 8
+    sizes = compare_sizes(model, quantized)
+    linear, whole = "weights of the linear layers", "whole model"
+    assert sizes.loc[linear, "32 bits, MB"] == 12 * 768**2 * 4 / 1e6
+    assert 7.6 < sizes.loc[linear, "times smaller"] < 8
+    # What is not a linear layer's weight has the size that it had.
+    rest = sizes.loc[whole] - sizes.loc[linear]
+    assert rest["4 bits, MB"] == pytest.approx(rest["32 bits, MB"], abs=1e-6)
 
 
 def test_lora_learns_on_the_quantised_base_and_reloads(load, tokenizer, tmp_path):

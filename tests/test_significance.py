@@ -5,6 +5,7 @@ from transformers import EvalPrediction
 
 from peft_helpers.significance import (
     accuracy_interval,
+    check_same_rows,
     compare_paired,
     f1_interval,
     macro_f1,
@@ -66,30 +67,28 @@ def test_the_interval_of_several_models_is_of_their_mean():
     assert f1_interval(np.stack([right, wrong]), references) == (0.5, 0.5)
 
 
-def output(predicted, references) -> EvalPrediction:
-    return EvalPrediction(predictions=np.eye(2)[predicted], label_ids=np.asarray(references))
-
-
 def test_a_pair_of_models_is_compared_row_by_row():
     references = np.array([0, 1] * 50)
     worse = references.copy()
     worse[:20] = 1 - worse[:20]
-    result = compare_paired(output(worse, references), output(references, references))
+    result = compare_paired(worse, references, references)
     assert result["accuracy"] == pytest.approx(0.2)
     assert result["accuracy, low"] == pytest.approx(0.12, abs=0.03)  # 0.2 ± 1.96 · 0.04
     assert result["accuracy, high"] == pytest.approx(0.28, abs=0.03)
-    assert result["F1 (macro), low"] < result["F1 (macro)"]
+    assert result["F1 (macro), low"] < result["F1 (macro)"] < result["F1 (macro), high"]
     assert result["p"] == pytest.approx(2 / 2**20)
 
 
-def test_equal_models_do_not_differ():
-    references = np.array([0, 1] * 10)
-    predicted = np.array([0, 0] * 10)
-    result = compare_paired(output(predicted, references), output(predicted, references))
+def test_the_pairing_narrows_the_interval():
+    """Two models that err on the same rows differ by nothing, however uncertain each score is."""
+    references, predicted = np.array([0, 1] * 10), np.array([0, 0] * 10)
+    result = compare_paired(predicted, predicted, references)
     assert (result.drop("p") == 0).all()
     assert result["p"] == 1
 
 
-def test_other_rows_are_refused():
+@pytest.mark.reliability("bad input")
+def test_outputs_of_other_rows_are_refused():
+    left, right = (EvalPrediction(np.eye(2), np.array(labels)) for labels in ([0, 1], [1, 0]))
     with pytest.raises(ValueError, match="same rows in the same order"):
-        compare_paired(output([0, 1], [0, 1]), output([0, 1], [1, 0]))
+        check_same_rows(left, right)
