@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from datasets import Dataset
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 from transformers import EvalPrediction
@@ -111,22 +112,34 @@ def plot_before_after(untuned: EvalPrediction, tuned: EvalPrediction) -> Figure:
 def plot_methods(summary: pd.DataFrame, rows: int) -> Figure:
     """Draw the quality of each method of `summarize_methods` against its trainable parameters and its training time.
 
-    The bars are the 95 % intervals over the ``rows`` test rows; the lines are the reference points.
+    The bars are the 95 % intervals over the ``rows`` test rows; the lines are the reference points. A reference point
+    far below every method stands in the legend only, so that the methods can be told apart.
     """
     figure, axes = plt.subplots(1, 2, figsize=(11, 5), layout="constrained", sharey=True)
     methods = summary.drop(index=[MAJORITY, CLASSICAL], errors="ignore")
-    markers = dict(zip(methods.index, itertools.cycle("os^vD<>pPX*hd"), strict=False))
-    shades = dict(zip(methods.index, itertools.cycle((DARK, "#6f9fc8", "white")), strict=False))
-    for axis, column in zip(axes, ("trainable_parameters", "train_seconds"), strict=True):
+    markers = dict(zip(methods.index, itertools.cycle("os^vD<p>PX*hd"), strict=False))
+    shades = dict(zip(methods.index, itertools.cycle((DARK, LIGHT, "white")), strict=False))
+    beside = 1.25 ** methods.groupby("trainable_parameters").cumcount()  # equal numbers stand side by side
+    places = (methods["trainable_parameters"] * beside, methods["train_seconds"])
+    for axis, place in zip(axes, places, strict=True):
         for name, row in methods.iterrows():
             errors = [[row["f1"] - row["f1_low"]], [row["f1_high"] - row["f1"]]]
-            axis.errorbar(row[column], row["f1"], yerr=errors, fmt=markers[name], color=DARK, mfc=shades[name],
+            axis.errorbar(place[name], row["f1"], yerr=errors, fmt=markers[name], color=DARK, mfc=shades[name],
                           markersize=9, elinewidth=1, capsize=3, label=name)  # fmt: skip
-        for name, style in ((CLASSICAL, "--"), (MAJORITY, ":")):
-            if name in summary.index:
-                axis.axhline(summary.loc[name, "f1"], color=LINE, linestyle=style, label=name)
+        _draw_reference_points(axis, summary, methods["f1_low"].min())
     axes[0].set(xscale="log", xlabel="trainable parameters", ylabel=f"F1 (macro) on {rows:,} test rows")
     axes[1].set(xlabel="training time, seconds", xlim=(0, None))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
     figure.suptitle("What each method reaches, and what it costs (bars: 95 % intervals)")
     return figure
+
+
+def _draw_reference_points(axis: Axes, summary: pd.DataFrame, lowest: float) -> None:
+    for name, style in ((CLASSICAL, "--"), (MAJORITY, ":"), ("full", "-.")):
+        if name in summary.index:
+            score = summary.loc[name, "f1"]
+            is_far_below = score < lowest - 0.2
+            line = axis.axhline(score, color=LINE, linestyle=style, linewidth=1)
+            line.set_label(f"{name}: {score:.3f}{' (below)' if is_far_below else ''}")
+    scores = summary["f1"][summary["f1"] > lowest - 0.2]
+    axis.set_ylim(min(scores.min(), lowest) - 0.02, summary["f1_high"].max() + 0.01)

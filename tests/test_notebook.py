@@ -32,9 +32,12 @@ def committed():
 def executed(tmp_path_factory):
     adapter = tmp_path_factory.mktemp("notebook") / "adapter"
     budget = "--max_train_rows 40 --max_eval_rows 20 --max_length 32 --num_train_epochs 1"
+    comparison = f"--comparison_steps 2 --comparison_seeds 1 --comparison_file {adapter}.jsonl"
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("LFT_ARGS", f"--profile offline {budget} --output_dir {adapter}")
+        environment.setenv(
+            "LFT_ARGS", f"--profile offline {budget} --output_dir {adapter} --comparison_file {adapter}.jsonl"
+        )
         NotebookClient(notebook, timeout=240, kernel_name="python3", store_widget_state=False).execute()
     return notebook, adapter
 

@@ -1,5 +1,6 @@
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from datasets import Dataset
 from transformers import EvalPrediction
@@ -9,6 +10,7 @@ from peft_helpers import (
     plot_before_after,
     plot_class_balance,
     plot_confusions,
+    plot_methods,
     plot_token_lengths,
     plot_training,
     prepare_splits,
@@ -69,3 +71,29 @@ def test_before_after_shows_the_level_of_the_majority_class(outputs):
     levels = [segment[0][1] for segment in axes.collections[0].get_segments()]
     np.testing.assert_allclose(levels, [3 / 4, 3 / 8, 1 / 2, 3 / 7])
     assert "4 test rows" in axes.get_title()
+
+
+@pytest.fixture
+def summary():
+    rows = {
+        "majority class": {"trainable_parameters": 0, "train_seconds": 0, "f1": 0.08, "f1_low": 0.07, "f1_high": 0.09},
+        "ia3": {"trainable_parameters": 20, "train_seconds": 5, "f1": 0.9, "f1_low": 0.8, "f1_high": 0.95},
+        "lora-r8": {"trainable_parameters": 80, "train_seconds": 6, "f1": 0.92, "f1_low": 0.82, "f1_high": 0.96},
+        "qlora": {"trainable_parameters": 80, "train_seconds": 8, "f1": 0.91, "f1_low": 0.81, "f1_high": 0.97},
+        "TF-IDF + logistic regression": {"trainable_parameters": 900, "train_seconds": 1, "f1": 0.95, "f1_low": 0.9,
+                                         "f1_high": 0.98},
+    }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def test_methods_stand_at_their_costs_with_the_reference_points_as_lines(summary):
+    left, right = plot_methods(summary, 426).axes
+    points = {bars.get_label(): bars.lines[0].get_xydata()[0].tolist() for bars in right.containers}
+    assert points == {"ia3": [5, 0.9], "lora-r8": [6, 0.92], "qlora": [8, 0.91]}
+    assert left.get_xscale() == "log"
+    assert "426 test rows" in left.get_ylabel()
+    places = [bars.lines[0].get_xdata()[0] for bars in left.containers]
+    assert len(set(places)) == 3  # equal numbers of parameters do not hide each other
+    lines = {line.get_label(): line.get_ydata()[0] for line in right.lines if ":" in str(line.get_label())}
+    assert lines == {"majority class: 0.080 (below)": 0.08, "TF-IDF + logistic regression: 0.950": 0.95}
+    assert right.get_ylim()[0] > 0.7  # so that the methods can be told apart
