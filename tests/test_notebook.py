@@ -35,9 +35,7 @@ def executed(tmp_path_factory):
     comparison = f"--comparison_steps 2 --comparison_seeds 1 --comparison_file {adapter}.jsonl"
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv(
-            "LFT_ARGS", f"--profile offline {budget} --output_dir {adapter} --comparison_file {adapter}.jsonl"
-        )
+        environment.setenv("LFT_ARGS", f"--profile offline {budget} {comparison} --output_dir {adapter}")
         NotebookClient(notebook, timeout=240, kernel_name="python3", store_widget_state=False).execute()
     return notebook, adapter
 
