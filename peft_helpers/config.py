@@ -29,12 +29,15 @@ MODEL_SETTINGS = {
 DATASET_SETTINGS = {BBC_NEWS: {"max_length": 128, "num_train_epochs": 1.2}, "stanfordnlp/imdb": {"max_length": 512}}
 # Meant for about ten minutes with GPT-2 (124M) on a CPU of 2 cores, not measured yet; a GPU takes every row.
 CPU_SETTINGS = {
-    "stanfordnlp/sst2": {"max_train_rows": 3000},
+    "stanfordnlp/sst2": {"max_train_rows": 3000, "comparison_steps": 40, "comparison_seeds": 1},
     "stanfordnlp/imdb": {
         "max_train_rows": 200,
         "max_eval_rows": 50,
         "num_train_epochs": 1,
         "per_device_train_batch_size": 8,
+        "comparison_methods": ["head-only", "lora-r8"],
+        "comparison_steps": 20,
+        "comparison_seeds": 1,
     },
 }
 

@@ -26,7 +26,7 @@ from transformers import (
 from peft_helpers.checks import assert_same_logits
 from peft_helpers.config import RunConfig
 from peft_helpers.memory import PeakMemory
-from peft_helpers.methods import METHODS, Method, adapt_model, find_method
+from peft_helpers.methods import METHODS, Method, adapt_model, find_method, learning_rate
 from peft_helpers.models import empty_model, load_base_model
 from peft_helpers.notebook import describe_environment
 from peft_helpers.prediction import predict
@@ -79,7 +79,7 @@ def run_method(
     return {
         "method": name,
         "seed": config.seed,
-        "learning_rate": method.learning_rate_factor * config.learning_rate,
+        "learning_rate": learning_rate(method, config),
         "parameters": empty_model(
             AutoConfig.from_pretrained(config.model_name_or_path, num_labels=len(label_names))
         ).num_parameters(),
@@ -165,7 +165,7 @@ def _train(model, train: Dataset, tokenizer: PreTrainedTokenizerBase, method: Me
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=model,
-            args=comparison_arguments(config, method.learning_rate_factor * config.learning_rate, folder),
+            args=comparison_arguments(config, learning_rate(method, config), folder),
             train_dataset=train,
             processing_class=tokenizer,
             data_collator=DataCollatorWithPadding(tokenizer),

@@ -1,10 +1,13 @@
+from dataclasses import replace
+
 import peft
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from peft_helpers.checks import changed_parameters, fingerprint_parameters
-from peft_helpers.methods import METHODS, REFUSED, adapt_model, find_method
+from peft_helpers.config import TINY_GPT2
+from peft_helpers.methods import METHODS, REFUSED, adapt_model, find_method, learning_rate
 
 OF_PEFT = [name for name, method in METHODS.items() if method.make_config is not None and not method.quantized]
 CLASSIFIER = {"task_type": "SEQ_CLS"}
@@ -69,6 +72,13 @@ def test_head_only_trains_the_head_and_full_trains_everything(config, model):
     assert all(parameter.requires_grad for parameter in adapt_model(model, METHODS["full"], config).parameters())
 
 
+def test_the_tiny_model_has_a_learning_rate_of_its_own_for_full_fine_tuning(config):
+    full = METHODS["full"]
+    assert learning_rate(full, replace(config, learning_rate=1.0)) == 0.1
+    assert learning_rate(full, replace(config, learning_rate=1.0, model_name_or_path=TINY_GPT2)) == 0.5
+    assert learning_rate(METHODS["ia3"], replace(config, learning_rate=1.0, model_name_or_path=TINY_GPT2)) == 10
+
+
 def test_each_learning_rate_has_a_reason():
     for method in METHODS.values():
         assert method.learning_rate_factor > 0
@@ -86,7 +96,7 @@ def test_what_is_wrong_or_cannot_run_is_refused_with_what_to_take_instead(name):
 
 @pytest.mark.reliability("bad input")
 def test_an_unknown_method_is_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match="Unknown method 'lora-r32'; the known ones are head-only, lora-r4"):
+    with pytest.raises(ValueError, match="Unknown method 'lora-r32'; the known ones are head-only, ln-tuning"):
         find_method("lora-r32")
 
 
