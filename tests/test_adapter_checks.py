@@ -206,10 +206,11 @@ def test_a_base_model_of_another_shape(adapter, config, check, size, what):
 
 @pytest.mark.reliability("bad input")
 def test_weights_of_another_number_of_labels(adapter, check):
-    three = ["a", "b", "c"]
-    change(adapter / "config.json", id2label=dict(enumerate(three)))
-    with pytest.raises(ValueError, match=r"1 tensors .*score\.weight is \[2, 16\], expected \[3, 16\]"):
-        check(three)
+    labels = [f"label {number}" for number in range(12)]
+    numbered = {str(number): name for number, name in enumerate(labels)}
+    change(adapter / "config.json", id2label=dict(sorted(numbered.items())))  # as text, 10 comes before 2
+    with pytest.raises(ValueError, match=r"1 tensors .*score\.weight is \[2, 16\], expected \[12, 16\]"):
+        check(labels)
 
 
 @pytest.mark.reliability("bad input")
