@@ -1,9 +1,22 @@
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors import SafetensorError
+from transformers import GPT2Config, GPT2ForSequenceClassification
 
+import peft_helpers.adapters as adapters
 from peft_helpers import adapter_size, check_output_dir, list_files, save_run_config
+from peft_helpers.adapters import replace_folder, sort_target_modules
 
 
 @pytest.fixture
@@ -50,8 +63,250 @@ def test_a_folder_of_other_files_is_not_written_into(config):
 
 def test_a_file_in_the_way_is_named(config):
     Path(config.output_dir).touch()
-    with pytest.raises(FileExistsError, match="exists and holds no adapter"):
+    with pytest.raises(FileExistsError, match="which is a file; choose a folder"):
         check_output_dir(config)
+
+
+@pytest.mark.reliability("bad input")
+@pytest.mark.parametrize("content", ["{", "[1]", "null"])
+def test_a_run_file_that_cannot_be_read_makes_the_origin_unknown(saved, config, content):
+    (saved / "run_config.json").write_text(content)
+    with pytest.raises(FileExistsError, match="adapter of unknown origin"):
+        check_output_dir(config)
+
+
+@pytest.mark.reliability("bad input")
+@pytest.mark.parametrize("output_dir", [".", "..", "/"])
+def test_the_current_folder_is_no_place_for_an_adapter(config, output_dir):
+    with pytest.raises(ValueError, match="holds the current folder; choose one inside it"):
+        check_output_dir(replace(config, output_dir=output_dir, overwrite_output_dir=True))
+
+
+@pytest.mark.reliability("bad input")
+def test_the_base_models_folder_is_no_place_for_an_adapter(config):
+    with pytest.raises(ValueError, match="the base model's own folder"):
+        check_output_dir(replace(config, output_dir=config.model_name_or_path, overwrite_output_dir=True))
+
+
+@pytest.fixture
+def read_only_folder():
+    """A folder in which not even root, as whom containers run tests, can write while the test lasts."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o555)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        yield Path(folder)
+        os.seteuid(user)
+        Path(folder).chmod(0o755)
+
+
+@pytest.mark.reliability("fault")
+def test_a_read_only_folder_is_seen_before_training(config, read_only_folder):
+    with pytest.raises(PermissionError) as caught:
+        check_output_dir(replace(config, output_dir=str(read_only_folder / "new" / "adapter")))
+    assert f"make {read_only_folder} writable, or choose another" in caught.value.__notes__[0]
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def earlier(tmp_path) -> Path:
+    folder = tmp_path / "parent" / "adapter"
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text("earlier")
+    (folder / "vocab.json").write_text("earlier")
+    return folder
+
+
+EARLIER = {"adapter_config.json": "earlier", "vocab.json": "earlier"}
+NEW = {"adapter_config.json": "new", "README.md": "new"}
+
+
+def write_new(folder: Path) -> None:
+    for name, text in NEW.items():
+        (folder / name).write_text(text)
+
+
+def test_a_folder_is_replaced_as_a_whole(earlier):
+    with replace_folder(earlier) as folder:
+        write_new(folder)
+        assert content(earlier) == EARLIER
+    assert content(earlier) == NEW
+    assert list(earlier.parent.iterdir()) == [earlier]
+
+
+def test_a_first_save_makes_the_folder_and_its_parents(tmp_path):
+    with replace_folder(tmp_path / "a" / "b") as folder:
+        write_new(folder)
+    assert content(tmp_path / "a" / "b") == NEW
+
+
+def test_the_users_own_files_are_carried_over(earlier):
+    (earlier / "notes.txt").write_text("mine")
+    (earlier / ".git").mkdir()
+    with replace_folder(earlier) as folder:
+        write_new(folder)
+    assert (earlier / ".git").is_dir()
+    (earlier / ".git").rmdir()
+    assert content(earlier) == NEW | {"notes.txt": "mine"}
+
+
+def test_a_link_stays_and_nothing_outside_is_touched(earlier, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "thesis.tex").write_text("mine")
+    (earlier / "vocab.txt").symlink_to(outside)  # a name of ours: it goes with the earlier folder
+    link = tmp_path / "link"
+    link.symlink_to(earlier)
+    with replace_folder(link) as folder:
+        write_new(folder)
+    assert link.is_symlink()
+    assert content(link) == content(earlier) == NEW
+    assert content(outside) == {"thesis.tex": "mine"}
+
+
+def write_half(folder: Path, error: BaseException) -> None:
+    (folder / "adapter_config.json").write_text("half")
+    raise error
+
+
+@pytest.mark.reliability("fault")
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a bug"), KeyboardInterrupt(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))], ids=repr
+)
+def test_an_error_while_writing_leaves_the_earlier_folder_whole(earlier, error):
+    with pytest.raises(type(error)) as caught, replace_folder(earlier) as folder:
+        write_half(folder, error)
+    assert caught.value.__notes__ == [f"{earlier} is as it was before."]
+    assert content(earlier) == EARLIER
+    assert list(earlier.parent.iterdir()) == [earlier]
+
+
+@pytest.mark.reliability("fault")
+def test_weights_that_do_not_fit_on_the_disk_leave_the_earlier_adapter_whole(saved, peft_model):
+    before = {path: path.read_bytes() for path in saved.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, limits[1]))  # bytes a file: the system refuses to write more
+    try:
+        with pytest.raises((OSError, SafetensorError)) as caught, replace_folder(saved) as folder:
+            peft_model.save_pretrained(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"{saved} is as it was before." in caught.value.__notes__
+    assert {path: path.read_bytes() for path in saved.iterdir()} == before
+
+
+def fail_in_second_rename(monkeypatch, fail) -> None:
+    rename, calls = Path.rename, []
+
+    def failing(path, target):
+        calls.append(path)
+        if len(calls) == 2:
+            fail()
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+
+
+@pytest.mark.reliability("fault")
+def test_an_error_between_the_two_renames_puts_the_earlier_folder_back(earlier, monkeypatch):
+    def fail():
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    fail_in_second_rename(monkeypatch, fail)
+    with pytest.raises(OSError, match="Input/output error"), replace_folder(earlier) as folder:
+        write_new(folder)
+    assert content(earlier) == EARLIER
+    assert list(earlier.parent.iterdir()) == [earlier]
+
+
+def save_in_a_process_that_is_killed(folder: Path, at: str) -> None:
+    """SIGKILL a real process while it is writing, between the renames, or while it removes the earlier folder."""
+
+    def die(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with pytest.MonkeyPatch.context() as patch, replace_folder(folder) as new:
+                (new / "adapter_config.json").write_text("new")
+                if at == "writing":
+                    die()
+                write_new(new)
+                if at == "renaming":
+                    fail_in_second_rename(patch, die)
+                if at == "removing":
+                    patch.setattr(adapters.shutil, "rmtree", die)
+        finally:
+            os._exit(0)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+
+
+@pytest.mark.reliability("fault")
+@pytest.mark.parametrize(
+    ("at", "there", "expected"),
+    [
+        ("writing", {"adapter", ".adapter.saving"}, EARLIER),
+        ("renaming", {".adapter.saving", ".adapter.replaced"}, NEW),
+        ("removing", {"adapter", ".adapter.replaced"}, NEW),
+    ],
+)
+def test_a_killed_save_leaves_one_whole_adapter_and_is_cleared_up(earlier, config, at, there, expected):
+    (earlier / "notes.txt").write_text("mine")
+    save_in_a_process_that_is_killed(earlier, at)
+    assert {path.name for path in earlier.parent.iterdir()} == there
+    check_output_dir(replace(config, output_dir=str(earlier), overwrite_output_dir=True))
+    assert list(earlier.parent.iterdir()) == [earlier]
+    assert content(earlier) == expected | {"notes.txt": "mine"}
+
+
+@pytest.mark.reliability("fault")
+def test_what_only_its_other_name_is_left_of_is_put_back(earlier):
+    earlier.rename(earlier.with_name(".adapter.replaced"))
+    with pytest.raises(RuntimeError), replace_folder(earlier):
+        raise RuntimeError
+    assert content(earlier) == EARLIER
+
+
+@pytest.mark.reliability("fault")
+def test_a_first_save_that_was_killed_leaves_no_half_adapter(tmp_path):
+    save_in_a_process_that_is_killed(tmp_path / "adapter", "writing")
+    assert not (tmp_path / "adapter").exists()
+    with replace_folder(tmp_path / "adapter") as folder:
+        assert not list(folder.iterdir())
+    assert list(tmp_path.iterdir()) == [tmp_path / "adapter"]
+
+
+def save_small_adapter(folder: str) -> None:
+    model = GPT2ForSequenceClassification(GPT2Config(vocab_size=9, n_embd=8, n_layer=3, n_head=2))
+    lora = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", exclude_modules=["score"], fan_in_fan_out=True)
+    torch.manual_seed(0)
+    peft_model = get_peft_model(model, lora)
+    torch.nn.init.ones_(peft_model.base_model.model.score.modules_to_save["default"].weight)
+    sort_target_modules(peft_model)
+    peft_model.save_pretrained(folder)
+
+
+def test_another_process_saves_the_same_bytes(tmp_path):
+    save_small_adapter(str(tmp_path / "here"))
+    other = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"  # a set's order depends on it
+    command = f"from test_adapters import save_small_adapter; save_small_adapter({str(tmp_path / 'there')!r})"
+    environment = os.environ | {"PYTHONHASHSEED": other, "PYTHONPATH": os.pathsep.join(["tests", "."])}
+    subprocess.run([sys.executable, "-c", command], env=environment, check=True)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
+
+
+def test_sorted_target_modules_match_the_same_layers(peft_model):
+    (peft_config,) = peft_model.peft_config.values()
+    before = peft_config.target_modules
+    sort_target_modules(peft_model)
+    assert isinstance(before, set)
+    assert peft_config.target_modules == sorted(before)
 
 
 def test_files_are_listed_with_their_sizes(saved):

@@ -1,0 +1,132 @@
+"""The adapter's model card: what it is, how it was made, what it scores and how to load it without this package."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from peft import PeftConfig, PeftModel
+from transformers import EvalPrediction
+
+from peft_helpers.comparison import compare
+from peft_helpers.config import BBC_NEWS, RunConfig
+
+_REPORTED = {"accuracy": "accuracy", "f1": "F1 (macro)"}  # the Hub's name of the metric: ours
+_METHOD = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "target_modules": "target modules"}
+_LOADING = """\
+from peft import AutoPeftModelForSequenceClassification
+from transformers import AutoConfig, AutoTokenizer
+
+folder = {folder!r}  # the folder of this file
+config = AutoConfig.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoPeftModelForSequenceClassification.from_pretrained(
+    folder, num_labels=config.num_labels, id2label=config.id2label, label2id=config.label2id, dtype=config.dtype
+)
+model.config.pad_token_id = tokenizer.pad_token_id  # without it, texts of different length cannot share a batch
+"""
+
+
+def save_model_card(
+    peft_model: PeftModel, config: RunConfig, untuned: EvalPrediction, tuned: EvalPrediction, adapter_dir: str | Path
+) -> None:
+    """Write the model card, ``README.md``, in place of the empty template that ``save_pretrained`` leaves there.
+
+    Args:
+        peft_model: the trained model; its configuration names the labels.
+        config: the run that made it.
+        untuned: output of `predict` before fine-tuning.
+        tuned: output of `predict` after it, on the same rows.
+        adapter_dir: folder of the adapter.
+
+    Raises:
+        ValueError: the two outputs are not of the same rows in the same order.
+    """
+    scores = compare(untuned, tuned).loc[list(_REPORTED.values())]
+    results = [
+        EvalResult(
+            task_type="text-classification", dataset_type=_display_name(config.dataset_name),
+            dataset_name=_display_name(config.dataset_name), dataset_split="test",
+            metric_type=metric, metric_name=name, metric_value=round(float(scores.loc[name, "tuned"]), 4),
+        )
+        for metric, name in _REPORTED.items()
+    ]  # fmt: skip
+    data = ModelCardData(
+        base_model=None if _is_local(config.model_name_or_path) else config.model_name_or_path,
+        datasets=None if _is_local(config.dataset_name) else config.dataset_name,
+        library_name="peft",
+        pipeline_tag="text-classification",
+        tags=[peft_model.active_peft_config.peft_type.value.lower()],
+        model_name=_display_name(config.output_dir),
+        eval_results=results,
+    )
+    text = _describe(peft_model, config, len(tuned.label_ids), scores.map("{:.3f}".format).to_dict("index"))
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(Path(adapter_dir, "README.md"))
+
+
+def _describe(peft_model: PeftModel, config: RunConfig, rows: int, scores: dict[str, dict[str, str]]) -> str:
+    base, dataset = _display_name(config.model_name_or_path), _display_name(config.dataset_name)
+    trained, total = peft_model.get_nb_trainable_parameters()
+    labels = [name for _, name in sorted(peft_model.config.id2label.items())]
+    table = "\n".join(f"| {name} | {row['untuned']} | {row['tuned']} |" for name, row in scores.items())
+    method = "\n".join(f"| {name} | {value} |" for name, value in _list_method(peft_model.active_peft_config).items())
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "datasets"))
+    return f"""\
+# {base}, fine-tuned on {dataset}
+
+A PEFT adapter and a classification head for `{base}`, whose own weights are not in this folder.
+
+The labels, in the order of their numbers: {", ".join(f"`{name}`" for name in labels)}.
+
+| | |
+|---|---|
+| base model | `{base}`{", a local folder" if _is_local(config.model_name_or_path) else ""} |
+| data set | `{dataset}`{_TERMS.get(config.dataset_name, "")} |
+| trained parameters | {trained:,} of {total:,} |
+{method}
+| training | {config.num_train_epochs:g} epochs at most, learning rate {config.learning_rate:g}, seed {config.seed} |
+
+## Results
+
+Before and after fine-tuning, on the same {rows:,} test rows:
+
+| | untuned | tuned |
+|---|---|---|
+{table}
+
+## How to load
+
+From the folder that holds this one. The base model is the one that `adapter_config.json` names.
+
+```python
+{_LOADING.format(folder=_display_name(config.output_dir))}```
+
+## Limits
+
+* Tested on the {rows:,} rows above and nothing else. The untuned scores are those of a new, random head.
+* It knows {len(labels)} labels; any text gets one of them, however little it fits.
+* Texts are cut at {config.max_length} tokens; what follows is not read.
+* A base model of toy size, such as the `tiny_gpt2` of this project, shows how the method works, not how good it is.
+
+Made with {versions}.
+"""
+
+
+_TERMS = {BBC_NEWS: ": BBC News, for research and non-commercial use (D. Greene and P. Cunningham, ICML 2006)"}
+
+
+def _list_method(peft_config: PeftConfig) -> dict[str, str]:
+    rows = {"PEFT type": peft_config.peft_type.value}
+    for field, name in _METHOD.items():
+        value = getattr(peft_config, field, None)
+        if value is not None:
+            rows[name] = str(value) if isinstance(value, str | int | float) else ", ".join(sorted(value))
+    return rows
+
+
+def _is_local(name: str) -> bool:
+    return name == BBC_NEWS or Path(name).exists() or Path(name).is_absolute() or name.startswith(".")
+
+
+def _display_name(name: str) -> str:
+    """Return the name as given, of a local path the last part only: a card has no business with others' folders."""
+    return Path(name).absolute().name if _is_local(name) else name
