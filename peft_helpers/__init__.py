@@ -1,6 +1,14 @@
 """Helpers of ``LightweightFineTuning.ipynb``: one module a topic, every public name importable from here."""
 
-from peft_helpers.adapters import adapter_size, check_output_dir, list_files, save_run_config
+from peft_helpers.adapter_checks import check_adapter
+from peft_helpers.adapters import (
+    adapter_size,
+    check_output_dir,
+    list_files,
+    replace_folder,
+    save_run_config,
+    sort_target_modules,
+)
 from peft_helpers.bbc_news import load_bbc_news
 from peft_helpers.checks import assert_same_logits, changed_parameters, fingerprint_parameters
 from peft_helpers.comparison import compare, compare_per_class, format_comparison, majority_class
@@ -12,6 +20,7 @@ from peft_helpers.method_table import compare_methods_to, describe_methods, form
 from peft_helpers.methods import METHODS, REFUSED, adapt_model, find_method
 from peft_helpers.metrics import ClassificationMetrics, compute_metrics, report_per_class
 from peft_helpers.mistakes import most_confident_errors
+from peft_helpers.model_card import save_model_card
 from peft_helpers.models import (
     check_model,
     classifier_arguments,
@@ -40,15 +49,16 @@ from peft_helpers.training import evaluation_arguments, make_trainer, training_a
 __all__ = [
     "BBC_NEWS", "CLASSICAL", "MAJORITY", "METHODS", "PROFILES", "REFUSED", "TINY_GPT2", "ClassificationMetrics",
     "PeakMemory", "RunConfig", "accuracy_interval", "adapt_model", "adapter_size", "assert_same_logits",
-    "changed_parameters", "check_model", "check_output_dir", "classifier_arguments", "classify_texts", "compare",
-    "compare_methods_to", "compare_paired", "compare_per_class", "compare_sizes", "compute_dtype",
-    "compute_metrics", "count_classes", "describe_environment", "describe_methods", "encode_texts",
+    "changed_parameters", "check_adapter", "check_model", "check_output_dir", "classifier_arguments",
+    "classify_texts", "compare", "compare_methods_to", "compare_paired", "compare_per_class", "compare_sizes",
+    "compute_dtype", "compute_metrics", "count_classes", "describe_environment", "describe_methods", "encode_texts",
     "evaluation_arguments", "f1_interval", "find_method", "fingerprint_parameters", "format_comparison",
     "format_methods", "head_modules", "keep_output_clean", "list_files", "load_base_model", "load_bbc_news",
     "load_dataset_arguments", "majority_class", "make_trainer", "mcnemar_p_value", "most_confident_errors",
     "parse_run_config", "plan_comparison", "plot_before_after", "plot_class_balance", "plot_confusions",
     "plot_methods", "plot_token_lengths", "plot_training", "predict", "prepare_splits", "quantization_config",
-    "quantization_problem", "report_per_class", "run_method", "run_methods", "run_reference_points",
-    "save_run_config", "saved_classifier_arguments", "set_padding", "summarize_methods", "tokenize_dataset",
-    "tokenize_passages", "training_arguments", "turn_off_dropout", "uses_conv1d",
+    "quantization_problem", "replace_folder", "report_per_class", "run_method", "run_methods",
+    "run_reference_points", "save_model_card", "save_run_config", "saved_classifier_arguments", "set_padding",
+    "sort_target_modules", "summarize_methods", "tokenize_dataset", "tokenize_passages", "training_arguments",
+    "turn_off_dropout", "uses_conv1d",
 ]  # fmt: skip
