@@ -25,17 +25,19 @@ from peft_helpers.plots import (
     plot_training,
 )
 from peft_helpers.prediction import classify_texts, predict
+from peft_helpers.resources import check_space, estimate_adapter, estimate_checkpoint, explain_out_of_memory
 from peft_helpers.tokenization import encode_texts, set_padding, tokenize_dataset, tokenize_passages
-from peft_helpers.training import evaluation_arguments, make_trainer, training_arguments
+from peft_helpers.training import evaluation_arguments, guard_training, make_trainer, training_arguments
 
 __all__ = [
     "BBC_NEWS", "PROFILES", "TINY_GPT2", "ClassificationMetrics", "RunConfig", "adapter_size",
-    "assert_same_logits", "changed_parameters", "check_model", "check_output_dir", "classifier_arguments",
-    "classify_texts", "compare", "compute_metrics", "count_classes", "describe_environment", "encode_texts",
-    "evaluation_arguments", "fingerprint_parameters", "format_comparison", "head_modules", "keep_output_clean",
-    "list_files", "load_base_model", "load_bbc_news", "load_dataset_arguments", "majority_class",
-    "make_trainer", "parse_run_config", "plot_before_after", "plot_class_balance", "plot_confusions",
-    "plot_token_lengths", "plot_training", "predict", "prepare_splits", "report_per_class", "save_run_config",
-    "saved_classifier_arguments", "set_padding", "tokenize_dataset", "tokenize_passages", "training_arguments",
-    "turn_off_dropout", "uses_conv1d",
+    "assert_same_logits", "changed_parameters", "check_model", "check_output_dir", "check_space",
+    "classifier_arguments", "classify_texts", "compare", "compute_metrics", "count_classes",
+    "describe_environment", "encode_texts", "estimate_adapter", "estimate_checkpoint", "evaluation_arguments",
+    "explain_out_of_memory", "fingerprint_parameters", "format_comparison", "guard_training", "head_modules",
+    "keep_output_clean", "list_files", "load_base_model", "load_bbc_news", "load_dataset_arguments",
+    "majority_class", "make_trainer", "parse_run_config", "plot_before_after", "plot_class_balance",
+    "plot_confusions", "plot_token_lengths", "plot_training", "predict", "prepare_splits", "report_per_class",
+    "save_run_config", "saved_classifier_arguments", "set_padding", "tokenize_dataset", "tokenize_passages",
+    "training_arguments", "turn_off_dropout", "uses_conv1d",
 ]  # fmt: skip
