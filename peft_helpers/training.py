@@ -91,7 +91,7 @@ def make_trainer(
     """
     check_space(config, model, tokenizer, CHECKPOINTS + 1)  # the third is being written while two are kept
     key = run_key(training_arguments(config, output_dir="not part of the key"), model, tokenized)
-    return Trainer(
+    trainer = Trainer(
         model=model,
         args=training_arguments(config, str(make_checkpoint_folder(config, key))),
         train_dataset=tokenized["train"],
@@ -101,6 +101,10 @@ def make_trainer(
         compute_metrics=compute_metrics,
         callbacks=[EarlyStoppingCallback(PATIENCE), SeedEachEpoch()],
     )
+    # GPT-2's loss is a mean over the batch, though its forward takes any keyword: without this, nobody divides it by
+    # gradient_accumulation_steps (transformers issue 47688).
+    trainer.model_accepts_loss_kwargs = False
+    return trainer
 
 
 class SeedEachEpoch(TrainerCallback):
@@ -129,6 +133,7 @@ def guard_training(trainer: Trainer) -> Iterator[str | None]:
         MemoryError: memory ran out; see `explain_out_of_memory`.
     """
     folder = Path(trainer.args.output_dir)
+    folder.mkdir(mode=0o700, exist_ok=True)  # it was removed if this trainer has trained before
     with _lock(folder), _stop_at_interrupt(trainer) as interrupt, explain_out_of_memory(trainer):
         checkpoint = find_checkpoint(folder)
         if checkpoint is not None:
