@@ -80,8 +80,14 @@ class RunConfig:
     learning_rate: float = _option(5e-4, "peak learning rate of AdamW")
     num_train_epochs: float = _option(2.0, "passes over the training rows")
     per_device_train_batch_size: int = _option(16, "training rows a step and device")
+    gradient_accumulation_steps: int = _option(
+        1, "batches whose gradients are added up for one update: a quarter of the batch and four of these train alike"
+    )
+    activation_checkpointing: bool = _option(
+        False, "save memory: compute activations again in the backward pass instead of keeping them"
+    )
+    load_in_4bit: bool = _option(False, "save memory: load the frozen model in 4 bits (QLoRA)")
     per_device_eval_batch_size: int = _option(64, "evaluation rows a step and device")
-    activation_checkpointing: bool = _option(False, "TEMP")
     comparison_methods: list[str] = field(
         default_factory=lambda: list(COMPARISON_METHODS),
         metadata={"help": "methods to compare, by name; all, or none"},
@@ -103,7 +109,7 @@ class RunConfig:
             raise ValueError(f"Unknown profile {self.profile!r}; the known ones are auto, {', '.join(PROFILES)}.")
         for name in ("max_length", "max_train_rows", "max_eval_rows", "lora_r", "lora_alpha", "learning_rate",
                      "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size",
-                     "comparison_steps", "comparison_seeds"):  # fmt: skip
+                     "gradient_accumulation_steps", "comparison_steps", "comparison_seeds"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value}; it must be greater than 0.")

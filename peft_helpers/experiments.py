@@ -30,7 +30,6 @@ from peft_helpers.methods import METHODS, Method, adapt_model, find_method, lear
 from peft_helpers.models import empty_model, load_base_model
 from peft_helpers.notebook import describe_environment
 from peft_helpers.prediction import predict
-from peft_helpers.quantization import quantization_config
 from peft_helpers.training import training_arguments
 
 # Where a run writes, and what the comparison sets itself.
@@ -69,8 +68,8 @@ def run_method(
         ValueError: there is no such method, or it is refused; the message says why, and what to take instead.
     """
     method = find_method(name)
-    quantization = {"quantization_config": quantization_config(config.model_name_or_path)} if method.quantized else {}
-    load = partial(load_base_model, config, label_names, tokenizer, **quantization)
+    base_config = replace(config, load_in_4bit=method.quantized)
+    load = partial(load_base_model, base_config, label_names, tokenizer)
     model = adapt_model(load(), method, config)
     with PeakMemory() as memory:
         seconds = _train(model, tokenized["train"], tokenizer, method, config)

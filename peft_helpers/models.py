@@ -7,6 +7,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -72,21 +73,50 @@ def classifier_arguments(label_names: list[str]) -> dict:
 
 
 def saved_classifier_arguments(adapter_dir: str | Path) -> dict:
-    """Return `classifier_arguments` of the labels in ``adapter_dir``, whose ``config.json`` names them."""
-    id2label = AutoConfig.from_pretrained(adapter_dir).id2label
-    return classifier_arguments([id2label[number] for number in sorted(id2label)])
+    """Return `classifier_arguments` of the labels in ``adapter_dir``, and its quantisation if it was trained on one.
 
-
-def load_base_model(
-    config: RunConfig, label_names: list[str], tokenizer: PreTrainedTokenizerBase, **arguments
-) -> PreTrainedModel:
-    """Return the pre-trained model with a new head, as the notebook's cells do: seeded, padded, without dropout.
-
-    ``arguments`` are further ones of ``from_pretrained``, such as a ``quantization_config``.
+    Its ``config.json`` names both.
     """
+    config = AutoConfig.from_pretrained(adapter_dir)
+    arguments = classifier_arguments([config.id2label[number] for number in sorted(config.id2label)])
+    if quantization := getattr(config, "quantization_config", None):
+        arguments["quantization_config"] = BitsAndBytesConfig.from_dict(quantization)
+    return arguments
+
+
+def quantization_arguments(config: RunConfig) -> dict:
+    """Return what the model is loaded with besides: QLoRA's 4 bits if ``config.load_in_4bit``, else nothing."""
+    return {"quantization_config": quantization_config(config.model_name_or_path)} if config.load_in_4bit else {}
+
+
+def quantization_config(model_name_or_path: str) -> BitsAndBytesConfig:
+    """Return QLoRA's settings (Dettmers et al. 2023) for a model: NF4, double quantisation.
+
+    The head stays as it is: it is new and trained, and would be quantised like any linear layer. What is computed from
+    the weights is bfloat16 on a GPU that has it, else float32, as in `evaluation_arguments`.
+    """
+    model = empty_model(AutoConfig.from_pretrained(model_name_or_path))
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype(),
+        llm_int8_skip_modules=head_modules(model),  # the name is older than 4 bits
+    )
+
+
+def compute_dtype() -> torch.dtype:
+    """Return bfloat16 on a GPU that computes in it, float16 on one that does not, float32 on a CPU."""
+    if not torch.cuda.is_available():
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def load_base_model(config: RunConfig, label_names: list[str], tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Return the pre-trained model with a new head, as the notebook's cells do: seeded, padded, without dropout."""
     set_seed(config.seed)  # the head is random
     model = AutoModelForSequenceClassification.from_pretrained(
-        config.model_name_or_path, **classifier_arguments(label_names), **arguments
+        config.model_name_or_path, **classifier_arguments(label_names), **quantization_arguments(config)
     )
     set_padding(tokenizer, model)
     turn_off_dropout(model)

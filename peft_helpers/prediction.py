@@ -18,6 +18,7 @@ from transformers.trainer_utils import PredictionOutput
 
 from peft_helpers.config import RunConfig
 from peft_helpers.metrics import compute_metrics
+from peft_helpers.resources import explain_out_of_memory
 from peft_helpers.tokenization import encode_texts
 from peft_helpers.training import evaluation_arguments
 
@@ -44,7 +45,8 @@ def predict(
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=compute_metrics,
     )
-    output = trainer.predict(dataset.select(order))
+    with explain_out_of_memory(trainer):
+        output = trainer.predict(dataset.select(order))
     back = np.argsort(order)
     return PredictionOutput(output.predictions[back], output.label_ids[back], output.metrics)
 

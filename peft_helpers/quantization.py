@@ -1,12 +1,12 @@
-"""QLoRA's base: linear layers in 4 bits by bitsandbytes, on a GPU or a CPU."""
+"""Whether bitsandbytes can quantise here, and what 4-bit weights save."""
 
 import pandas as pd
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
-from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from peft_helpers.models import empty_model, head_modules
+from peft_helpers.models import head_modules
 
 
 def quantization_problem() -> str | None:
@@ -17,29 +17,6 @@ def quantization_problem() -> str | None:
     except Exception as error:  # whatever it is, QLoRA is left out for it
         return f"bitsandbytes cannot quantise on this machine ({type(error).__name__}: {error})"
     return None
-
-
-def quantization_config(model_name_or_path: str) -> BitsAndBytesConfig:
-    """Return QLoRA's settings (Dettmers et al. 2023) for a model: NF4, double quantisation.
-
-    The head stays as it is: it is new and trained, and would be quantised like any linear layer. What is computed from
-    the weights is bfloat16 on a GPU that has it, else float32, as in `evaluation_arguments`.
-    """
-    model = empty_model(AutoConfig.from_pretrained(model_name_or_path))
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype(),
-        llm_int8_skip_modules=head_modules(model),  # the name is older than 4 bits
-    )
-
-
-def compute_dtype() -> torch.dtype:
-    """Return bfloat16 on a GPU that computes in it, float16 on one that does not, float32 on a CPU."""
-    if not torch.cuda.is_available():
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def compare_sizes(full: PreTrainedModel, quantized: PreTrainedModel) -> pd.DataFrame:

@@ -1,11 +1,15 @@
-"""The Trainer: length-grouped batches, the best checkpoint by validation macro-F1, only the adapter kept."""
+"""The Trainer: length-grouped batches, the best checkpoint by validation macro-F1, and interruptions."""
 
 import shutil
-import tempfile
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from datasets import DatasetDict
+from filelock import FileLock, Timeout
 from transformers import (
     DataCollatorWithPadding,
     EarlyStoppingCallback,
@@ -15,12 +19,16 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.trainer_utils import get_last_checkpoint
 
+from peft_helpers.checkpoints import find_checkpoint, make_checkpoint_folder, run_key
 from peft_helpers.config import RunConfig
 from peft_helpers.metrics import compute_metrics
+from peft_helpers.resources import check_space, explain_out_of_memory
 
 EVALUATIONS = 10  # a run: enough points for a curve and for early stopping
 PATIENCE = 8  # evaluations without a better validation macro-F1
+CHECKPOINTS = 2  # kept: the best one and the last one
 
 
 def evaluation_arguments(config: RunConfig) -> dict:
@@ -54,14 +62,18 @@ def training_arguments(config: RunConfig, output_dir: str) -> TrainingArguments:
         lr_scheduler_type="linear",
         warmup_steps=0.06,  # of all steps
         per_device_train_batch_size=config.per_device_train_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        activation_checkpointing=config.activation_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},  # the reentrant one can lose LoRA's gradients
         train_sampling_strategy="group_by_length",
         eval_strategy="steps",
         eval_steps=1 / EVALUATIONS,
         save_steps=1 / EVALUATIONS,
         logging_steps=1 / EVALUATIONS,
-        save_total_limit=2,
+        save_total_limit=CHECKPOINTS,
         load_best_model_at_end=True,
         metric_for_best_model="f1",
+        restore_callback_states_from_checkpoint=True,  # early stopping goes on counting
     )
 
 
@@ -70,28 +82,120 @@ def make_trainer(
 ) -> Trainer:
     """Return the Trainer that trains ``model`` on ``tokenized["train"]`` and judges it on ``tokenized["validation"]``.
 
-    The test rows are not handed to it: nothing can be chosen on them. Checkpoints go to a new folder, which is removed
-    when training ends: in ``config.checkpoint_dir``, by default the system's temporary one, as a workspace's space
-    limit counts what lies beside the notebook.
+    The test rows are not handed to it: nothing can be chosen on them. Checkpoints go to a folder of the run's own,
+    which `guard_training` removes when training has ended.
+
+    Raises:
+        OSError: there is too little space for the checkpoints or for the adapter; see `check_space`.
+        PermissionError: the folder of the checkpoints is not this user's alone; see `make_checkpoint_folder`.
     """
-    if config.checkpoint_dir is not None:
-        Path(config.checkpoint_dir).mkdir(parents=True, exist_ok=True)
-    checkpoints = tempfile.mkdtemp(prefix="checkpoints-", dir=config.checkpoint_dir)
-    return Trainer(
+    check_space(config, model, tokenizer, CHECKPOINTS + 1)  # the third is being written while two are kept
+    key = run_key(training_arguments(config, output_dir="not part of the key"), model, tokenized)
+    trainer = Trainer(
         model=model,
-        args=training_arguments(config, checkpoints),
+        args=training_arguments(config, str(make_checkpoint_folder(config, key))),
         train_dataset=tokenized["train"],
         eval_dataset=tokenized["validation"],
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=compute_metrics,
-        callbacks=[EarlyStoppingCallback(PATIENCE), DiscardCheckpoints()],
+        callbacks=[EarlyStoppingCallback(PATIENCE), SeedEachEpoch()],
     )
+    # GPT-2's loss is a mean over the batch, though its forward takes any keyword: without this, nobody divides it by
+    # gradient_accumulation_steps (transformers issue 47688).
+    trainer.model_accepts_loss_kwargs = False
+    return trainer
 
 
-class DiscardCheckpoints(TrainerCallback):
-    """Removes the folder of checkpoints when training has ended: the best one is in memory by then."""
+class SeedEachEpoch(TrainerCallback):
+    """Draws the order of each epoch's rows from the seed and the epoch's number.
 
-    def on_train_end(self, args, state, control, **kwargs) -> None:
-        """Remove ``args.output_dir``."""
-        shutil.rmtree(args.output_dir)
+    By default the sampler draws from torch's global generator, and a resumed run, which has not gone through the
+    earlier epochs, would have another order.
+    """
+
+    def on_epoch_begin(self, args, state, control, train_dataloader, **kwargs) -> None:
+        """Give the sampler of ``train_dataloader`` a generator of its own."""
+        sampler = train_dataloader.batch_sampler.sampler
+        sampler.generator = torch.Generator().manual_seed(args.seed + int(state.epoch))
+
+
+@contextmanager
+def guard_training(trainer: Trainer) -> Iterator[str | None]:
+    """Guard ``trainer.train(resume_from_checkpoint=...)`` with the checkpoint that this yields, None for a fresh start.
+
+    A run that was killed or ended in an error goes on from its last checkpoint. Ctrl-C ends training after the step,
+    with the best model so far. Running out of memory becomes a message with what to change. The checkpoints are
+    removed when training has ended, and kept when it was interrupted.
+
+    Raises:
+        FileExistsError: another process is training the same run.
+        MemoryError: memory ran out; see `explain_out_of_memory`.
+    """
+    folder = Path(trainer.args.output_dir)
+    folder.mkdir(mode=0o700, exist_ok=True)  # it was removed if this trainer has trained before
+    with _lock(folder), _stop_at_interrupt(trainer) as interrupt, explain_out_of_memory(trainer):
+        checkpoint = find_checkpoint(folder)
+        if checkpoint is not None:
+            print(f"Resuming from step {checkpoint.rpartition('-')[2]} of an interrupted run.")
+        yield checkpoint
+    interrupted = interrupt.requested and trainer.state.global_step < trainer.state.max_steps
+    if interrupted:
+        _report_interrupt(trainer)
+    if not interrupted or get_last_checkpoint(folder) is None:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise FileExistsError(
+            f"Another process is training the same run, with its checkpoints in {folder}. Wait for it, or name another "
+            "--checkpoint_dir."
+        ) from None
+
+
+class StopAtInterrupt(TrainerCallback):
+    """Ends training after the step in which Ctrl-C was pressed; a second Ctrl-C interrupts at once."""
+
+    def __init__(self):
+        self.requested = False
+
+    def request(self, *_) -> None:
+        """Remember the interrupt: a handler for `signal.signal`."""
+        self.requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Stop if that was asked for; judge the model first where no evaluation has done so yet."""
+        if self.requested:
+            control.should_training_stop = True
+            if state.best_global_step is None:
+                control.should_log = control.should_evaluate = True
+
+
+@contextmanager
+def _stop_at_interrupt(trainer: Trainer) -> Iterator[StopAtInterrupt]:
+    callback = StopAtInterrupt()
+    trainer.add_callback(callback)
+    # Python hands signals to the main thread only.
+    main = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGINT, callback.request) if main else None
+    try:
+        yield callback
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, previous)
+        trainer.remove_callback(callback)
+
+
+def _report_interrupt(trainer: Trainer) -> None:
+    state = trainer.state
+    print(
+        f"Training was interrupted after step {state.global_step} of {state.max_steps}. The model is that of step "
+        f"{state.best_global_step}, the best so far (validation F1 {state.best_metric:.3f}): the cells below can be "
+        "run. To train to the end instead, run the notebook again from the top."
+    )

@@ -7,6 +7,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the suite asserts equality to the las
 os.environ["MPLBACKEND"] = "agg"
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -92,3 +93,20 @@ def peft_model(model):
     torch.manual_seed(0)
     lora = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", fan_in_fan_out=True, init_lora_weights=False)
     return get_peft_model(model, lora)
+
+
+@pytest.fixture
+def new_trainer(config, raw):
+    """Makes the trainer of a run anew, from the pre-trained model on, as a notebook does that is run again."""
+
+    def make(**changes):
+        changed = replace(config, **changes)
+        tokenizer = AutoTokenizer.from_pretrained(changed.model_name_or_path)
+        model = helpers.load_base_model(changed, LABELS, tokenizer)
+        lora = LoraConfig(
+            task_type="SEQ_CLS", target_modules="all-linear", lora_dropout=changed.lora_dropout, fan_in_fan_out=True
+        )
+        tokenized = helpers.tokenize_dataset(helpers.prepare_splits(raw, changed), tokenizer, changed.max_length)
+        return helpers.make_trainer(get_peft_model(model, lora), tokenizer, tokenized, changed)
+
+    return make

@@ -1,20 +1,28 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import AutoPeftModelForSequenceClassification, LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from peft_helpers import quantization
-from peft_helpers.models import empty_model, head_modules, load_base_model
-from peft_helpers.quantization import compare_sizes, quantization_config, quantization_problem
+from peft_helpers.models import (
+    empty_model,
+    head_modules,
+    load_base_model,
+    quantization_config,
+    saved_classifier_arguments,
+)
+from peft_helpers.quantization import compare_sizes, quantization_problem
+from peft_helpers.tokenization import set_padding
 
 LABELS = ["negative", "positive"]
 
 
 @pytest.fixture
 def load(config, tokenizer):
-    four_bits = quantization_config(config.model_name_or_path)
-    return lambda: load_base_model(config, LABELS, tokenizer, quantization_config=four_bits)
+    return lambda: load_base_model(replace(config, load_in_4bit=True), LABELS, tokenizer)
 
 
 def test_the_linear_layers_are_quantised_and_the_head_is_not(load, model):
@@ -56,7 +64,10 @@ def test_lora_learns_on_the_quantised_base_and_reloads(load, tokenizer, tmp_path
         losses.append(loss.item())
     assert losses[-1] < losses[0] / 2
     model.save_pretrained(tmp_path)
-    reloaded = PeftModel.from_pretrained(load(), tmp_path)
+    model.config.save_pretrained(tmp_path)
+    reloaded = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path, **saved_classifier_arguments(tmp_path))
+    assert isinstance(reloaded.base_model.model.transformer.h[0].attn.c_attn.base_layer, Linear4bit)
+    set_padding(tokenizer, reloaded)
     with torch.no_grad():
         assert torch.equal(model.eval()(**batch).logits, reloaded.eval()(**batch).logits)
 

@@ -1,3 +1,5 @@
+import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,15 +9,17 @@ import torch
 from datasets import concatenate_datasets
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from peft_helpers import (
     assert_same_logits,
     changed_parameters,
     evaluation_arguments,
     fingerprint_parameters,
+    guard_training,
     load_base_model,
     make_trainer,
+    plot_training,
     predict,
     prepare_splits,
     saved_classifier_arguments,
@@ -75,17 +79,12 @@ def test_the_best_checkpoint_is_kept_and_its_files_are_not(peft_model, tokenizer
     other.mkdir(parents=True)
     trainer = make_trainer(peft_model, tokenizer, tokenized, config)
     assert Path(trainer.args.output_dir).parent == folder
-    trainer.train()
+    with guard_training(trainer) as checkpoint:
+        assert checkpoint is None
+        trainer.train(resume_from_checkpoint=checkpoint)
     scores = [entry["eval_f1"] for entry in trainer.state.log_history if "eval_f1" in entry]
     assert trainer.evaluate()["eval_f1"] == pytest.approx(max(scores))
     assert list(folder.iterdir()) == [other]
-
-
-def test_checkpoints_lie_outside_the_notebooks_folder(peft_model, tokenizer, tokenized, config):
-    trainers = [make_trainer(peft_model, tokenizer, tokenized, replace(config, checkpoint_dir=None)) for _ in range(2)]
-    folders = {Path(trainer.args.output_dir) for trainer in trainers}
-    assert len(folders) == 2
-    assert not any(folder.is_relative_to(Path.cwd()) for folder in folders)
 
 
 def test_early_stopping_ends_a_run_that_no_longer_improves(peft_model, tokenizer, tokenized, config):
@@ -118,3 +117,165 @@ def test_a_cpu_trains_in_full_precision(config):
     arguments = training_arguments(config, config.output_dir)
     assert not arguments.bf16
     assert not arguments.fp16
+
+
+class PressCtrlC(TrainerCallback):
+    def __init__(self, *steps: int):
+        self.steps = steps
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        for _ in range(self.steps.count(state.global_step)):
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.reliability("fault")
+def test_ctrl_c_keeps_the_best_model_and_says_so(new_trainer, capsys):
+    """16 steps, an evaluation and a checkpoint every second one; the best of the first 13 is that of step 10."""
+    trainer, handler = new_trainer(), signal.getsignal(signal.SIGINT)
+    trainer.add_callback(PressCtrlC(12))
+    with guard_training(trainer) as checkpoint:
+        training = trainer.train(resume_from_checkpoint=checkpoint)
+    assert (
+        "Training was interrupted after step 13 of 16. The model is that of step 10, the best so far (validation F1 "
+        f"{trainer.state.best_metric:.3f}): the cells below can be run." in capsys.readouterr().out
+    )
+    assert trainer.evaluate()["eval_f1"] == trainer.state.best_metric
+    assert training.metrics["train_runtime"] > 0
+    assert signal.getsignal(signal.SIGINT) is handler
+    plot_training(trainer.state.log_history)
+    with guard_training(new_trainer()) as checkpoint:
+        assert checkpoint.endswith("checkpoint-12")
+
+
+@pytest.mark.reliability("fault")
+def test_ctrl_c_before_the_first_evaluation_judges_the_model_as_it_is(new_trainer, capsys):
+    trainer = new_trainer(num_train_epochs=10)  # the first evaluation would be after step 8
+    trainer.add_callback(PressCtrlC(2))
+    with guard_training(trainer):
+        trainer.train()
+    assert "after step 3 of 80. The model is that of step 3, the best so far" in capsys.readouterr().out
+    assert [entry["step"] for entry in trainer.state.log_history if "eval_f1" in entry] == [3]
+    assert trainer.evaluate()["eval_f1"] == trainer.state.best_metric
+    plot_training(trainer.state.log_history)
+    assert not Path(trainer.args.output_dir).exists()
+
+
+@pytest.mark.reliability("fault")
+def test_a_second_ctrl_c_interrupts_at_once_and_keeps_the_checkpoints(new_trainer):
+    trainer, handler = new_trainer(), signal.getsignal(signal.SIGINT)
+    trainer.add_callback(PressCtrlC(4, 4))
+    with pytest.raises(KeyboardInterrupt), guard_training(trainer):
+        trainer.train()
+    assert trainer.state.global_step == 4
+    assert signal.getsignal(signal.SIGINT) is handler
+    with guard_training(new_trainer()) as checkpoint:
+        assert checkpoint.endswith("checkpoint-4")
+
+
+def test_training_in_another_thread_is_left_without_ctrl_c(new_trainer):
+    trainer, finished = new_trainer(num_train_epochs=1), []
+
+    def train() -> None:
+        with guard_training(trainer):
+            finished.append(trainer.train())
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert finished[0].global_step == 8
+
+
+def test_early_stopping_goes_on_counting_in_a_resumed_run(new_trainer):
+    idle = {"learning_rate": 1e-12, "num_train_epochs": 20}  # 160 steps, 16 between two evaluations
+    first = new_trainer(**idle)
+    first.add_callback(PressCtrlC(40, 40))
+    with pytest.raises(KeyboardInterrupt), guard_training(first):
+        first.train()
+    resumed = new_trainer(**idle)
+    with guard_training(resumed) as checkpoint:
+        assert checkpoint.endswith("checkpoint-32")
+        resumed.train(resume_from_checkpoint=checkpoint)
+    assert resumed.state.global_step == 144  # eight evaluations after the first, without a better one
+    steps = [entry["step"] for entry in resumed.state.log_history if "eval_f1" in entry]
+    assert steps == list(range(16, 145, 16))
+
+
+def test_a_trainer_may_train_twice(new_trainer):
+    trainer = new_trainer(num_train_epochs=1)
+    for _ in range(2):
+        with guard_training(trainer) as checkpoint:
+            assert checkpoint is None
+            assert Path(trainer.args.output_dir).stat().st_mode & 0o777 == 0o700
+            trainer.train()
+
+
+def test_each_epoch_has_an_order_of_its_own_that_follows_from_the_seed(new_trainer):
+    class Remember(TrainerCallback):
+        def __init__(self):
+            self.orders = []
+
+        def on_step_begin(self, args, state, control, train_dataloader, **kwargs) -> None:
+            if state.global_step % 8 == 0:
+                self.orders.append(list(train_dataloader.batch_sampler.sampler))
+
+    orders = []
+    for _ in range(2):
+        trainer, remember = new_trainer(), Remember()
+        trainer.add_callback(remember)
+        torch.rand(len(orders))  # the global generator has no say
+        trainer.train()
+        orders.append(remember.orders)
+    assert orders[0] == orders[1]
+    assert orders[0][0] != orders[0][1]
+    assert sorted(orders[0][0]) == list(range(32))
+
+
+class Gradients(TrainerCallback):
+    """Those of the first update."""
+
+    def __init__(self):
+        self.first = {}
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs) -> None:
+        if not self.first:
+            self.first = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def train_and_keep_gradients(trainer) -> dict[str, torch.Tensor]:
+    gradients = Gradients()
+    trainer.add_callback(gradients)
+    with guard_training(trainer):
+        trainer.train()
+    return gradients.first
+
+
+def test_activation_checkpointing_gives_the_same_model_and_loses_no_gradient(new_trainer):
+    usual, saving = new_trainer(), new_trainer(activation_checkpointing=True)
+    before = fingerprint_parameters(saving.model)
+    passes = []
+    saving.model.get_base_model().transformer.h[0].register_forward_pre_hook(
+        lambda block, _: passes.append(block.training)
+    )
+    set_seed(0)
+    expected = train_and_keep_gradients(usual)
+    set_seed(0)
+    gradients = train_and_keep_gradients(saving)
+    assert sum(passes) == 2 * saving.state.global_step  # computed a second time in the backward pass
+    trained = {name for name in before if "lora_" in name or "score.modules_to_save" in name}
+    assert changed_parameters(before, saving.model) == trained
+    for name in trained:
+        torch.testing.assert_close(gradients[name], expected[name], rtol=0, atol=0)
+    assert fingerprint_parameters(saving.model) == fingerprint_parameters(usual.model)
+
+
+def test_accumulated_gradients_are_those_of_the_larger_batch(new_trainer):
+    settings = {"lora_dropout": 0.0, "num_train_epochs": 1}
+    whole, parts = (
+        new_trainer(per_device_train_batch_size=8, **settings),
+        new_trainer(per_device_train_batch_size=2, gradient_accumulation_steps=4, **settings),
+    )
+    expected, gradients = train_and_keep_gradients(whole), train_and_keep_gradients(parts)
+    assert parts.state.global_step == whole.state.global_step == 4
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-6)
+    assert any(gradient.abs().max() > 1e-3 for gradient in expected.values())
