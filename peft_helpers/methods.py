@@ -59,7 +59,8 @@ def adapt_model(model: PreTrainedModel, method: Method, config: RunConfig) -> Pr
     for LoRA in GPT-2 ``c_attn``.
     """
     if method.quantized:
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=config.activation_checkpointing)
+        # The Trainer turns activation checkpointing on, if it is asked for.
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if method.make_config is not None:
         return get_peft_model(model, method.make_config(config, model))
     if method.name == "head-only":

@@ -1,11 +1,14 @@
 """Predictions in the data set's order, and for texts of one's own."""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from scipy.special import softmax
 from transformers import (
     DataCollatorWithPadding,
@@ -37,18 +40,31 @@ def predict(
     time it took.
     """
     order = np.argsort(dataset["length"][:], kind="stable")[::-1]
-    trainer = Trainer(
-        model=model,
-        args=TrainingArguments(
-            **evaluation_arguments(config) | {"disable_tqdm": disable_tqdm}, output_dir=tempfile.gettempdir()
-        ),
-        data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=compute_metrics,
-    )
+    arguments = evaluation_arguments(config) | {"disable_tqdm": disable_tqdm}
+    with _never_trained(model):
+        trainer = Trainer(
+            model=model,
+            args=TrainingArguments(**arguments, output_dir=tempfile.gettempdir()),
+            data_collator=DataCollatorWithPadding(tokenizer),
+            compute_metrics=compute_metrics,
+        )
     with explain_out_of_memory(trainer):
         output = trainer.predict(dataset.select(order))
     back = np.argsort(order)
     return PredictionOutput(output.predictions[back], output.label_ids[back], output.metrics)
+
+
+@contextmanager
+def _never_trained(model: PreTrainedModel) -> Iterator[None]:
+    """Have the Trainer take a 4-bit model without adapter, which it refuses since that could not be trained."""
+    if not getattr(model, "is_quantized", False) or isinstance(model, PeftModel):
+        yield
+        return
+    model._hf_peft_config_loaded = True
+    try:
+        yield
+    finally:
+        model._hf_peft_config_loaded = False
 
 
 def classify_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> pd.DataFrame:

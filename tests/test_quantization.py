@@ -14,6 +14,7 @@ from peft_helpers.models import (
     quantization_config,
     saved_classifier_arguments,
 )
+from peft_helpers.prediction import predict
 from peft_helpers.quantization import compare_sizes, quantization_problem
 from peft_helpers.tokenization import set_padding
 
@@ -70,6 +71,12 @@ def test_lora_learns_on_the_quantised_base_and_reloads(load, tokenizer, tmp_path
     set_padding(tokenizer, reloaded)
     with torch.no_grad():
         assert torch.equal(model.eval()(**batch).logits, reloaded.eval()(**batch).logits)
+
+
+def test_the_untrained_quantised_model_can_be_evaluated(load, tokenizer, tokenized, config, model):
+    quantized = predict(load(), tokenizer, tokenized["test"], config).predictions
+    full = predict(model, tokenizer, tokenized["test"], config).predictions
+    assert 0 < abs(quantized - full).max() < 0.2 * abs(full).max()
 
 
 def test_bitsandbytes_works_here():
