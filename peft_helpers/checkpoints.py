@@ -35,7 +35,7 @@ def run_key(args: TrainingArguments, model: torch.nn.Module, tokenized: DatasetD
         "adapters": {name: adapter.to_dict() for name, adapter in getattr(model, "peft_config", {}).items()},
         "trainable": trainable,
         "frozen": {name: digest for name, digest in digests.items() if name not in trainable},
-        "rows": {split: _digest_rows(tokenized[split]) for split in ("train", "validation")},
+        "rows": {split: digest_rows(tokenized[split]) for split in ("train", "validation")},
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
     }
     # A set has another order in each process.
@@ -45,7 +45,8 @@ def run_key(args: TrainingArguments, model: torch.nn.Module, tokenized: DatasetD
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _digest_rows(dataset: Dataset) -> str:
+def digest_rows(dataset: Dataset) -> str:
+    """Return a digest of the tokens and labels of a tokenized data set, in its order."""
     digest = hashlib.sha256()
     for batch in dataset.select_columns(["input_ids", "labels"]).with_format(None).iter(batch_size=1000):
         digest.update(json.dumps(batch, sort_keys=True).encode())

@@ -23,6 +23,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from peft_helpers.checkpoints import digest_rows
 from peft_helpers.checks import assert_same_logits
 from peft_helpers.config import RunConfig
 from peft_helpers.memory import PeakMemory
@@ -153,8 +154,7 @@ def _describe(row: dict) -> str:
 def _fingerprint(config: RunConfig, tokenized: DatasetDict) -> str:
     """Return a hash of all that decides on a result, but for method and seed: settings, rows, versions and device."""
     settings = {name: value for name, value in asdict(config).items() if name not in _NOT_DECISIVE}
-    rows = [tokenized[split][column] for split in ("train", "test") for column in ("input_ids", "labels")]
-    rows = [list(column) for column in rows]
+    rows = [digest_rows(tokenized[split]) for split in ("train", "test")]
     content = json.dumps([settings, describe_environment().to_dict(), rows])
     return hashlib.sha256(content.encode()).hexdigest()
 
