@@ -23,8 +23,13 @@ def encode_texts(
 
     With ``return_overflowing_tokens``, what is cut follows as further passages, and ``overflow_to_sample_mapping``
     tells the text of each. A text without tokens becomes one pad token that is attended to: the model pools it alike
-    in every batch.
+    in every batch. Where the pad token is ``<|endoftext|>``, one that ends a text has no effect: the model pools the
+    token before it, whatever the padding, and no earlier token sees it.
+
+    Raises:
+        ValueError: ``texts`` is no list, is empty, or holds something else than a string of whole characters.
     """
+    texts = _check_texts(texts)
     encoded = tokenizer(
         texts, truncation=True, max_length=max_length, return_overflowing_tokens=return_overflowing_tokens
     )
@@ -33,6 +38,23 @@ def encode_texts(
             ids.append(tokenizer.pad_token_id)
             mask.append(1)
     return encoded
+
+
+def _check_texts(texts: list[str]) -> list[str]:
+    if isinstance(texts, str) or len(texts) == 0:
+        raise ValueError(f"Expected a list of texts, found {texts!r}.")
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"Text {number} is {text!r}; expected a string.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"Text {number} has half of a surrogate pair, {text[error.start]!r}, at position {error.start}; "
+                "expected whole characters. text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') joins "
+                "the halves and replaces those without the other."
+            ) from error
+    return list(texts)
 
 
 def tokenize_dataset(
