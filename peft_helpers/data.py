@@ -1,8 +1,6 @@
 """From a raw data set to train, validation and test splits with the columns ``text`` and ``label``."""
 
-import gzip
 import re
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +8,8 @@ import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from peft_helpers.config import RunConfig
+from peft_helpers.data_files import BUILDERS, data_files_arguments, extension
 
-# What pandas would read as a missing value ("NA", "null", "None") is a text or a label like any other.
-_CSV = {"path": "csv", "keep_default_na": False}
-# A tab-separated file has no quoting (IANA text/tab-separated-values; GLUE's files): a quote is a character.
-_TSV = _CSV | {"sep": "\t", "quoting": 3}
-_BUILDERS = {".csv": _CSV, ".tsv": _TSV, ".json": {"path": "json"}, ".jsonl": {"path": "json"},
-             ".parquet": {"path": "parquet"}}  # fmt: skip
 _SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}
 
 
@@ -27,49 +20,25 @@ def load_dataset_arguments(config: RunConfig) -> dict:
 
     Raises:
         FileNotFoundError: the name looks like a path and there is no such file, or the folder holds no data file.
-        ValueError: a file is empty, or the files of a folder are not of one kind.
+        ValueError: a file has no rows, is not UTF-8 or cannot be parsed, or the files of a folder are not of one kind.
     """
     path = Path(config.dataset_name)
     if path.is_dir():
-        files = [file for file in sorted(path.iterdir()) if _extension(file) in _BUILDERS]
+        files = [file for file in sorted(path.iterdir()) if extension(file) in BUILDERS]
         splits = [_split_name(file) for file in files]
-    elif path.is_file() and _extension(path) in _BUILDERS:
+    elif path.is_file() and extension(path) in BUILDERS:
         files, splits = [path], ["train"]
-    elif path.exists() or path.is_absolute() or _extension(path) in _BUILDERS or config.dataset_name.startswith("."):
+    elif path.exists() or path.is_absolute() or extension(path) in BUILDERS or config.dataset_name.startswith("."):
         files, splits = [], []
     else:
         return {"path": config.dataset_name, "name": config.dataset_config_name}
     if not files:
         raise FileNotFoundError(
             f"dataset_name is {config.dataset_name!r}: no data file there. Expected a file or a folder of files that "
-            f"end in {', '.join(_BUILDERS)}{_what_is_there(path)}."
+            f"end in {', '.join(BUILDERS)}{_what_is_there(path)}."
         )
-    return _local_files_arguments(files, splits)
-
-
-def _local_files_arguments(files: list[Path], splits: list[str]) -> dict:
-    extensions = {_extension(file) for file in files}
-    if len(extensions) > 1:
-        raise ValueError(f"The files {[file.name for file in files]} are of several kinds; keep one of them.")
-    empty = [str(file) for file in files if not _has_rows(file)]
-    if empty:
-        raise ValueError(
-            f"{', '.join(empty)} is empty: expected at least one row, and a header before it in csv or tsv."
-        )
-    data_files = {split: [str(f) for f, s in zip(files, splits, strict=True) if s == split] for split in splits}
-    return _BUILDERS[extensions.pop()] | {"data_files": data_files}
-
-
-def _has_rows(file: Path) -> bool:
-    if _extension(file) == ".parquet":
-        return file.stat().st_size > 0
-    with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as lines:
-        beginning = [line for line in islice(lines, 2) if line.strip() not in (b"", b"[]")]
-    return len(beginning) == 2 or (len(beginning) == 1 and _extension(file) not in (".csv", ".tsv"))
-
-
-def _extension(path: Path) -> str:
-    return Path(path.name.removesuffix(".gz")).suffix
+    pairs = list(zip(files, splits, strict=True))
+    return data_files_arguments({split: [file for file, of in pairs if of == split] for split in splits})
 
 
 def _split_name(path: Path) -> str:
@@ -86,20 +55,22 @@ def _what_is_there(path: Path) -> str:
 def prepare_splits(raw: DatasetDict, config: RunConfig) -> DatasetDict:
     """Return train, validation and test with the columns ``text`` (string) and ``label`` (``ClassLabel``).
 
-    Rows without a text (None) or label (None, NaN, empty or -1) are dropped, and a line says how many. A data set whose
-    ``test`` has no labels is tested on its ``validation``; what is then missing is carved, stratified, out of
+    Rows without a text (None or blank) or label (None, NaN, blank or -1) are dropped, and a line says how many. A data
+    set whose ``test`` has no labels is tested on its ``validation``; what is then missing is carved, stratified, out of
     ``train``: a fifth for the test, a tenth but at most 1,000 rows for the validation. A text that occurs in the test
-    is dropped from the other two, one that occurs in the validation from train.
+    is dropped from the other two, one that occurs in the validation from train. Within a split, texts that recur are
+    kept, and a line says how many do so with another label.
 
     Raises:
-        ValueError: a column cannot be told or found, a split is empty, there is one label only, or a label to be tested
-            on never occurs in train.
+        ValueError: a column cannot be told or found or is of no use, a split is empty, there is one label only, or a
+            label to be tested on never occurs in train.
     """
     if "train" not in raw:
         raise ValueError(f"The data set has the splits {list(raw)}; expected one named train.")
     text_column, label_column = find_columns(raw["train"], config.text_column, config.label_column)
     labelled = encode_labels(raw, text_column, label_column)
     splits = _drop_straddling_texts(_carve_missing_splits(labelled, config.seed))
+    _report_contradictions(splits)
     limits = {"train": config.max_train_rows, "validation": config.max_eval_rows, "test": config.max_eval_rows}
     dataset = DatasetDict({name: _take(splits[name], limits[name], config.seed) for name in limits})
     _check_labels(dataset)
@@ -113,18 +84,22 @@ def find_columns(dataset: Dataset, text_column: str | None, label_column: str | 
     ``text``, else any other column of strings.
 
     Raises:
-        ValueError: a named column does not exist, or there is not exactly one candidate; the message lists the columns.
+        ValueError: a named column does not exist or holds no texts, or there is not exactly one candidate; the message
+            lists the columns.
     """
     if dataset.num_rows == 0:
         raise ValueError(f"The split train has no rows; its columns are {dataset.column_names}.")
     features = dataset.features
     label_column = _the_only("label_column", label_column, _label_candidates(dataset), features)
-    strings = [name for name, feature in features.items() if getattr(feature, "dtype", None) in _STRINGS]
-    texts = [name for name in strings if name != label_column]
-    return _the_only("text_column", text_column, ["text"] if "text" in texts else texts, features), label_column
+    texts = [name for name, feature in features.items() if _is_string(feature) and name != label_column]
+    text_column = _the_only("text_column", text_column, ["text"] if "text" in texts else texts, features)
+    if not _is_string(features[text_column]):
+        raise ValueError(f"The text_column {text_column!r} is of type {features[text_column]}; expected strings.")
+    return text_column, label_column
 
 
-_STRINGS = ("string", "large_string", "string_view")
+def _is_string(feature: object) -> bool:
+    return getattr(feature, "dtype", None) in ("string", "large_string", "string_view")
 
 
 def _label_candidates(dataset: Dataset) -> list[str]:
@@ -137,18 +112,22 @@ def _label_candidates(dataset: Dataset) -> list[str]:
 
 
 def _the_only(option: str, given: str | None, candidates: list[str], features: Features) -> str:
-    columns = ", ".join(features)
     if given is not None and given not in features:
-        raise ValueError(f"{option} is {given!r}, which the data set lacks; its columns are {columns}.")
+        raise ValueError(f"{option} is {given!r}, which the data set lacks; its columns are {', '.join(features)}.")
     if given is None and len(candidates) != 1:
-        raise ValueError(f"Name the {option}: {candidates or 'no column'} could be it; the columns are {columns}.")
+        columns = ", ".join(f"{name}: {getattr(feature, 'dtype', feature)}" for name, feature in features.items())
+        raise ValueError(
+            f"Name the {option}: {candidates or 'no column'} could be it; the columns are {columns}. Expected strings "
+            "for the text, and for the label values that recur."
+        )
     return given or candidates[0]
 
 
 def encode_labels(raw: DatasetDict, text_column: str, label_column: str) -> DatasetDict:
     """Return ``raw`` as ``text`` and ``label``, without the rows and splits that lack one of them.
 
-    Labels of any type become a ``ClassLabel``; the names of one that exists, and their order, are kept.
+    Labels of any type become a ``ClassLabel``; the names of one that exists, and their order, are kept. Blanks around a
+    label are no part of it.
     """
     renamed = {_SPLIT_NAMES.get(name, name): split for name, split in raw.items()}
     if len(renamed) < len(raw):
@@ -158,15 +137,17 @@ def encode_labels(raw: DatasetDict, text_column: str, label_column: str) -> Data
         if missing := {text_column, label_column} - set(split.column_names):
             raise ValueError(f"The split {name} lacks {sorted(missing)}; its columns are {split.column_names}.")
     raw = raw.select_columns([text_column, label_column])
+    _check_label_types(raw, label_column)
     names = _label_names(raw, label_column)
-    features = Features({"text": Value("string"), "label": ClassLabel(names=list(names.values()))})
-    ids = {value: number for number, value in enumerate(names)}
+    label = ClassLabel(names=list(dict.fromkeys(names.values())))
+    ids = {value: label.str2int(name) for value, name in names.items()}
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
         rows = zip(batch[text_column], batch[label_column], strict=True)
-        kept = [(text, ids[label]) for text, label in rows if text is not None and label in ids]
+        kept = [(text, ids[label]) for text, label in rows if text and text.strip() and label in ids]
         return {"text": [text for text, _ in kept], "label": [label for _, label in kept]}
 
+    features = Features({"text": Value("string"), "label": label})
     encoded = raw.map(encode, batched=True, features=features, remove_columns=[text_column, label_column])
     for name in raw:
         if dropped := raw[name].num_rows - encoded[name].num_rows:
@@ -174,21 +155,46 @@ def encode_labels(raw: DatasetDict, text_column: str, label_column: str) -> Data
     return DatasetDict({name: split for name, split in encoded.items() if split.num_rows})
 
 
+def _check_label_types(raw: DatasetDict, column: str) -> None:
+    features = {name: split.features[column] for name, split in raw.items()}
+    for feature in features.values():
+        if not isinstance(feature, ClassLabel | Value):
+            raise ValueError(
+                f"The column {column!r} is of type {feature}; expected one label a row, of one type in all rows."
+            )
+    kinds = {
+        name: feature.names if isinstance(feature, ClassLabel) else "strings" if _is_string(feature) else "numbers"
+        for name, feature in features.items()
+        if feature.dtype != "null"
+    }
+    if any(kind != kinds.get("train", kind) for kind in kinds.values()):
+        raise ValueError(f"The column {column!r} differs between the splits: {kinds}; cast it to one type.")
+
+
 def _label_names(raw: DatasetDict, column: str) -> dict[object, str]:
     """Map each label value to its name, in the order of the class numbers."""
     feature = raw["train"].features[column]
     if isinstance(feature, ClassLabel):
         return dict(enumerate(feature.names))
-    if not isinstance(feature, Value):
-        raise ValueError(f"The column {column!r} is of type {feature}; expected one label a row.")
     values = set().union(*(split.unique(column) for split in raw.values()))
-    values = {value for value in values if value == value and value not in (None, "", -1)}  # NaN is not equal to itself
-    if "-1" in values and all(re.fullmatch(r"-?\d+", value) for value in values):
-        values.remove("-1")  # a csv with a blank label is read as strings
-    fractions = [value for value in values if isinstance(value, float) and not value.is_integer()]
+    stripped = {value: value.strip() if isinstance(value, str) else value for value in values}
+    labels = {label for label in stripped.values() if label == label and label not in (None, "", -1)}  # NaN != NaN
+    if "-1" in labels and all(re.fullmatch(r"-?\d+", label) for label in labels):
+        labels.remove("-1")  # a csv with a blank label is read as strings
+    _check_label_values(column, labels, sum(split.num_rows for split in raw.values()))
+    known = sorted((value for value in values if stripped[value] in labels), key=stripped.get)
+    return {value: str(int(value)) if isinstance(value, float) else str(stripped[value]) for value in known}
+
+
+def _check_label_values(column: str, labels: set, rows: int) -> None:
+    fractions = [label for label in labels if isinstance(label, float) and not label.is_integer()]
     if fractions:
         raise ValueError(f"The column {column!r} holds fractions such as {fractions[0]}; expected classes.")
-    return {value: str(int(value) if isinstance(value, float) else value) for value in sorted(values)}
+    if len(labels) > rows / 2:
+        raise ValueError(
+            f"The column {column!r} has {len(labels):,} labels in {rows:,} rows; expected classes that recur. Name "
+            "another label_column."
+        )
 
 
 def _carve_missing_splits(labelled: DatasetDict, seed: int) -> dict[str, Dataset]:
@@ -219,6 +225,13 @@ def _drop_straddling_texts(splits: dict[str, Dataset]) -> dict[str, Dataset]:
             splits[name] = splits[name].select(kept)
         seen.update(texts)
     return splits
+
+
+def _report_contradictions(splits: dict[str, Dataset]) -> None:
+    for name, rows in splits.items():
+        labels = rows.to_pandas().groupby("text")["label"].nunique()
+        if several := (labels > 1).sum():
+            print(f"{name}: {several:,} texts occur with different labels; all of these rows are kept.")
 
 
 def _take(dataset: Dataset, max_rows: int | None, seed: int) -> Dataset:

@@ -125,7 +125,7 @@ METHODS = {
         Method("ln-tuning", "the layer norms", 2, "2 was best of 2, 5 and 10", _layer_norms),
         Method("vera", "VeRA", 20, "only scales are learnt: 10 times LoRA's and more (Kopiczko et al. 2024)", _vera),
         Method("ia3", "IA3", 10, "only scales are learnt: 3e-3 (Liu et al. 2022), where LoRA takes 2e-4 to 5e-4", _ia3),
-        Method("prefix-tuning", "16 virtual tokens", 3, "starts from random vectors; 3 was better than 10", _prefix_tuning),
+        Method("prefix-tuning", "16 virtual tokens", 3, "random vectors; 3 was better than 10", _prefix_tuning),
         Method("lora-r4", "LoRA, r=4", 1, _LORA, partial(_lora, r=4)),
         Method("lora-r8", "LoRA, r=8", 1, _LORA, partial(_lora, r=8)),
         Method("lora-r16", "LoRA, r=16", 1, _LORA, partial(_lora, r=16)),
@@ -133,9 +133,9 @@ METHODS = {
         Method("qlora", "the same on a 4-bit base", 1, _LORA, _lora_all_linear, quantized=True),
         Method("dora", "DoRA", 1, "as for LoRA (Liu et al. 2024 take about the same)", partial(_lora, use_dora=True)),
         Method("pissa", "PiSSA", 1, "1 was better than 0.3", partial(_lora, init_lora_weights="pissa")),
-        Method("rslora", "rank-stabilised LoRA, r=16", 0.7, "scales its update more than LoRA; 0.7 was better than 0.3",
+        Method("rslora", "rank-stabilised LoRA, r=16", 0.7, "its update is scaled up; 0.7 was better than 0.3",
                partial(_lora, r=16, use_rslora=True)),
-        Method("adalora", "AdaLoRA", 3, "its diagonal starts at zero and moves slowly; 3 was best of 1, 3 and 10", _adalora),
+        Method("adalora", "AdaLoRA", 3, "a diagonal from zero; 3 was best of 1, 3 and 10", _adalora),
         Method("full", "every parameter", 0.1, "LoRA's best is about 10 times higher (Schulman et al. 2025)"),
     )
 }  # fmt: skip

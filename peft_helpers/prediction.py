@@ -71,6 +71,9 @@ def classify_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
     """Return a row for each text: the predicted label, its probability, and the probability of every label.
 
     A text is cut at ``tokenizer.model_max_length``, which travels with the adapter.
+
+    Raises:
+        ValueError: see `encode_texts`.
     """
     encoded = encode_texts(texts, tokenizer, tokenizer.model_max_length)
     batch = tokenizer.pad(encoded, return_tensors="pt").to(model.device)

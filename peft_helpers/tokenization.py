@@ -23,8 +23,13 @@ def encode_texts(
 
     With ``return_overflowing_tokens``, what is cut follows as further passages, and ``overflow_to_sample_mapping``
     tells the text of each. A text without tokens becomes one pad token that is attended to: the model pools it alike
-    in every batch.
+    in every batch. Where the pad token is ``<|endoftext|>``, one that ends a text has no effect: the model pools the
+    token before it, whatever the padding, and no earlier token sees it.
+
+    Raises:
+        ValueError: ``texts`` is no list, is empty, or holds something else than a string of whole characters.
     """
+    texts = _check_texts(texts)
     encoded = tokenizer(
         texts, truncation=True, max_length=max_length, return_overflowing_tokens=return_overflowing_tokens
     )
@@ -33,6 +38,23 @@ def encode_texts(
             ids.append(tokenizer.pad_token_id)
             mask.append(1)
     return encoded
+
+
+def _check_texts(texts: list[str]) -> list[str]:
+    if isinstance(texts, str) or len(texts) == 0:
+        raise ValueError(f"Expected a list of texts, found {texts!r}.")
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"Text {number} is {text!r}; expected a string.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"Text {number} has half of a surrogate pair, {text[error.start]!r}, at position {error.start}; "
+                "expected whole characters. text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') joins "
+                "the halves and replaces those without the other."
+            ) from error
+    return list(texts)
 
 
 def tokenize_dataset(
@@ -47,16 +69,20 @@ def tokenize_dataset(
     """
     if not tokenizer.is_fast:
         raise ValueError(f"{type(tokenizer).__name__} is not backed by the tokenizers library; choose another model.")
+    return dataset.map(
+        tokenize_batch, batched=True, fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
+        remove_columns=["text", "label"],
+    )  # fmt: skip
+
+
+def tokenize_batch(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, list]:
+    """Return the columns of `tokenize_dataset` for a batch of the columns ``text`` and ``label``."""
+    encoded = encode_texts(batch["text"], tokenizer, max_length)
     special = tokenizer.num_special_tokens_to_add()  # every part that was cut off has its own
-
-    def tokenize(batch: dict[str, list]) -> dict[str, list]:
-        encoded = encode_texts(batch["text"], tokenizer, max_length)
-        length = [len(ids) for ids in encoded["input_ids"]]
-        cut = [sum(len(part.ids) - special for part in encoding.overflowing) for encoding in encoded.encodings]
-        lengths = {"length": length, "text_length": [kept + lost for kept, lost in zip(length, cut, strict=True)]}
-        return dict(encoded) | lengths
-
-    return dataset.map(tokenize, batched=True, remove_columns="text").rename_column("label", "labels")
+    length = [len(ids) for ids in encoded["input_ids"]]
+    cut = [sum(len(part.ids) - special for part in encoding.overflowing) for encoding in encoded.encodings]
+    text_length = [kept + lost for kept, lost in zip(length, cut, strict=True)]
+    return dict(encoded) | {"length": length, "text_length": text_length, "labels": batch["label"]}
 
 
 def tokenize_passages(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
@@ -65,17 +91,23 @@ def tokenize_passages(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_
     A long text teaches with all it says rather than with its beginning only. The last passage is left out when it is
     shorter than a quarter of ``max_length``.
     """
+    return dataset.map(
+        tokenize_passages_batch, batched=True, fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
+        remove_columns=dataset.column_names,
+    )  # fmt: skip
 
-    def tokenize(batch: dict[str, list]) -> dict[str, list]:
-        encoded = encode_texts(batch["text"], tokenizer, max_length, return_overflowing_tokens=True)
-        texts = encoded.pop("overflow_to_sample_mapping")
-        kept = [
-            number
-            for number, ids in enumerate(encoded["input_ids"])
-            if number == 0 or texts[number] != texts[number - 1] or len(ids) >= max_length / 4
-        ]
-        rows = {name: [values[number] for number in kept] for name, values in encoded.items()}
-        rows["labels"] = [batch["label"][texts[number]] for number in kept]
-        return rows | {"length": [len(ids) for ids in rows["input_ids"]]}
 
-    return dataset.map(tokenize, batched=True, remove_columns=dataset.column_names)
+def tokenize_passages_batch(
+    batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> dict[str, list]:
+    """Return the columns of `tokenize_passages` for a batch of the columns ``text`` and ``label``."""
+    encoded = encode_texts(batch["text"], tokenizer, max_length, return_overflowing_tokens=True)
+    texts = encoded.pop("overflow_to_sample_mapping")
+    kept = [
+        number
+        for number, ids in enumerate(encoded["input_ids"])
+        if number == 0 or texts[number] != texts[number - 1] or len(ids) >= max_length / 4
+    ]
+    rows = {name: [values[number] for number in kept] for name, values in encoded.items()}
+    rows["labels"] = [batch["label"][texts[number]] for number in kept]
+    return rows | {"length": [len(ids) for ids in rows["input_ids"]]}

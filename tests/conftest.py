@@ -7,12 +7,15 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the suite asserts equality to the las
 os.environ["MPLBACKEND"] = "agg"
 
 import logging
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from datasets import Dataset, DatasetDict
+from hypothesis import settings
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, set_seed
 
@@ -22,6 +25,41 @@ from peft_helpers.tiny_gpt2.pretrain import train_tokenizer
 GOOD = ["a fine film", "what a lovely, warm and funny story", "good", "the cast is a joy to watch from start to end"]
 BAD = ["a dull film", "what a sad, cold and tired story", "bad", "the cast is a pain to watch from start to end"]
 LABELS = ["negative", "positive"]
+
+# `--hypothesis-profile=thorough` draws 50,000 examples for each property of test_properties.py.
+for profile, examples in (("suite", 1_000), ("thorough", 50_000)):
+    settings.register_profile(profile, max_examples=examples, derandomize=True, database=None, deadline=None)
+settings.load_profile("suite")
+
+
+def pytest_configure(config):
+    coverage = config.pluginmanager.getplugin("_cov")
+    if config.option.markexpr and coverage:
+        coverage.options.no_cov = True  # a part of the tests cannot reach what the whole suite has to
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for marker in item.iter_markers("reliability"):
+            item.user_properties.append(("reliability", marker.args[0]))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.option.markexpr != "reliability":
+        return
+    tried, expected = Counter(), Counter()
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.getreports(outcome):
+            case = dict(report.user_properties)["reliability"], Path(report.fspath).stem[5:].replace("_", " ")
+            tried[case] += 1
+            expected[case] += outcome == "passed"
+    terminalreporter.section("reliability")
+    terminalreporter.write_line("| kind of case | area | tried | with the expected outcome |\n|---|---|---|---|")
+    for kind, area in sorted(tried):
+        terminalreporter.write_line(f"| {kind} | {area} | {tried[kind, area]} | {expected[kind, area]} |")
+    for kind in sorted({kind for kind, _ in tried}):
+        totals = [sum(count for case, count in counter.items() if case[0] == kind) for counter in (tried, expected)]
+        terminalreporter.write_line(f"| {kind} | all | {totals[0]} | {totals[1]} |")
 
 
 @pytest.fixture(autouse=True)

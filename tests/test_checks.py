@@ -22,6 +22,7 @@ def test_every_precision_and_shape_has_a_fingerprint(dtype):
     assert len(set(fingerprint_parameters(model).values())) == 2
 
 
+@pytest.mark.reliability("bad input")
 def test_other_parameters_cannot_be_compared():
     before = fingerprint_parameters(torch.nn.Linear(3, 2))
     with pytest.raises(ValueError, match="1 parameters are not in both models, such as bias"):

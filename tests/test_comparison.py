@@ -20,6 +20,7 @@ def test_difference_is_tuned_minus_untuned():
     assert table.index.tolist() == ["accuracy", "precision (macro)", "recall (macro)", "F1 (macro)"]
 
 
+@pytest.mark.reliability("bad input")
 def test_other_rows_cannot_be_compared():
     with pytest.raises(ValueError, match="not tested on the same rows in the same order"):
         compare(output([0, 0, 0, 0]), output([0, 0, 0, 0], true=(0, 1, 0, 1)))

@@ -89,6 +89,7 @@ def test_auto_asks_nobody_when_model_and_data_are_named(monkeypatch, capsys):
         ("--profile offline --lora_dropout 1", "lora_dropout is 1.0; it must be at least 0 and below 1"),
     ],
 )
+@pytest.mark.reliability("bad input")
 def test_bad_options_are_named(arguments, message):
     with pytest.raises(ValueError, match=message.replace(".", r"\.")):
         parse_run_config(arguments)

@@ -16,6 +16,7 @@ def empty_cache(monkeypatch, tmp_path):
     return tmp_path
 
 
+@pytest.mark.reliability("fault")
 def test_without_network_nothing_is_available_and_the_reason_is_given():
     available, reason = hub.explain_availability(**NAMES)
     assert not available
@@ -23,6 +24,7 @@ def test_without_network_nothing_is_available_and_the_reason_is_given():
     assert "OfflineModeIsEnabled" in reason
 
 
+@pytest.mark.reliability("fault")
 def test_a_hub_that_never_answers_costs_only_the_timeout(monkeypatch):
     monkeypatch.setattr(hub, "TIMEOUT", 0.2)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *args, **kwargs: time.sleep(5))

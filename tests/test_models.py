@@ -62,12 +62,14 @@ def test_a_good_model_passes(config):
     check_model(config)
 
 
+@pytest.mark.reliability("bad input")
 def test_a_folder_without_weights_lists_what_it_holds(config, tmp_path):
     shutil.copy(Path(config.model_name_or_path) / "config.json", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"config\.json and model\*\.safetensors .*found config\.json"):
         check_model(replace(config, model_name_or_path=str(tmp_path)))
 
 
+@pytest.mark.reliability("bad input")
 def test_pickled_weights_are_not_loaded(config, tmp_path):
     shutil.copy(Path(config.model_name_or_path) / "config.json", tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
@@ -75,6 +77,7 @@ def test_pickled_weights_are_not_loaded(config, tmp_path):
         check_model(replace(config, model_name_or_path=str(tmp_path)))
 
 
+@pytest.mark.reliability("bad input")
 def test_an_adapter_is_no_model(config, peft_model, tmp_path):
     peft_model.save_pretrained(tmp_path)
     peft_model.config.save_pretrained(tmp_path)
@@ -87,6 +90,7 @@ def test_target_modules_that_match_pass(config, target_modules):
     check_model(replace(config, target_modules=target_modules))
 
 
+@pytest.mark.reliability("bad input")
 def test_target_modules_that_match_nothing_list_the_layers(config):
     with pytest.raises(ValueError, match=r"'c_attn', which matches no layer.*transformer\.h\.1\.attn\.c_attn"):
         check_model(replace(config, target_modules="c_attn"))
@@ -109,11 +113,13 @@ def test_every_layer_of_another_architecture_gets_lora_and_its_head_is_trained(s
     assert len([name for name in trainable if "lora_A" in name]) >= 6
 
 
+@pytest.mark.reliability("bad input")
 def test_a_missing_folder_is_named(config):
     with pytest.raises(FileNotFoundError, match=r"'\./no_such_model'.*found nothing"):
         check_model(replace(config, model_name_or_path="./no_such_model"))
 
 
+@pytest.mark.reliability("bad input")
 def test_max_length_beyond_the_positions_is_an_error(config):
     with pytest.raises(ValueError, match=r"max_length is 65, but .* has 64 positions"):
         check_model(replace(config, max_length=65))

@@ -80,6 +80,7 @@ def test_special_tokens_of_what_is_cut_are_not_counted(tokenizer, model):
     assert tokenize_dataset(dataset, tokenizer, max_length=4)["text_length"][:] == whole
 
 
+@pytest.mark.reliability("bad input")
 def test_a_tokenizer_that_cannot_tell_what_was_cut_is_refused(tokenizer, raw, monkeypatch):
     monkeypatch.setattr(type(tokenizer), "is_fast", False)
     with pytest.raises(ValueError, match="not backed by the tokenizers library"):
