@@ -128,11 +128,11 @@ def test_two_processes_do_not_train_the_same_run_at_a_time(new_trainer):
         pytest.fail("trained")
 
 
-def test_the_folder_is_private_and_outside_the_notebooks(config):
+def test_the_folder_is_private_and_outside_the_notebooks(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     folder = make_checkpoint_folder(replace(config, checkpoint_dir=None), "test-key")
-    assert folder.parent == Path(tempfile.gettempdir())
+    assert folder.parent == tmp_path
     assert folder.stat().st_mode & 0o777 == 0o700
-    folder.rmdir()
 
 
 def expose(folder: Path) -> None:
