@@ -134,10 +134,15 @@ def guard_training(trainer: Trainer) -> Iterator[str | None]:
     """
     folder = Path(trainer.args.output_dir)
     folder.mkdir(mode=0o700, exist_ok=True)  # it was removed if this trainer has trained before
-    with _lock(folder), _stop_at_interrupt(trainer) as interrupt, explain_out_of_memory(trainer):
+    with (
+        _lock(folder),
+        _report_error(folder),
+        _stop_at_interrupt(trainer) as interrupt,
+        explain_out_of_memory(trainer),
+    ):
         checkpoint = find_checkpoint(folder)
         if checkpoint is not None:
-            print(f"Resuming from step {checkpoint.rpartition('-')[2]} of an interrupted run.")
+            print(f"Resuming from step {_step(checkpoint)} of an interrupted run.")
         yield checkpoint
     interrupted = interrupt.requested and trainer.state.global_step < trainer.state.max_steps
     if interrupted:
@@ -158,11 +163,30 @@ def _lock(folder: Path) -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def _report_error(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        checkpoint = find_checkpoint(folder)
+        if checkpoint is not None:
+            print(
+                f"Training did not end well, but its first {_step(checkpoint)} steps are kept: run the notebook again "
+                "from the top, with the same settings, to go on from there."
+            )
+        raise
+
+
+def _step(checkpoint: str) -> int:
+    return int(checkpoint.rpartition("-")[2])
+
+
 class StopAtInterrupt(TrainerCallback):
     """Ends training after the step in which Ctrl-C was pressed; a second Ctrl-C interrupts at once."""
 
     def __init__(self):
         self.requested = False
+        self.steps = 0
 
     def request(self, *_) -> None:
         """Remember the interrupt: a handler for `signal.signal`."""
@@ -171,7 +195,8 @@ class StopAtInterrupt(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Stop if that was asked for; judge the model first where no evaluation has done so yet."""
-        if self.requested:
+        self.steps += 1
+        if self.requested and self.steps > 2:  # transformers' bar in a notebook fails if training ends with step 2
             control.should_training_stop = True
             if state.best_global_step is None:
                 control.should_log = control.should_evaluate = True

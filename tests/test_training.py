@@ -1,3 +1,5 @@
+import errno
+import os
 import signal
 import threading
 from dataclasses import replace
@@ -9,7 +11,8 @@ import torch
 from datasets import concatenate_datasets
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import TrainerCallback, set_seed
+from transformers import ProgressCallback, TrainerCallback, set_seed
+from transformers.utils.notebook import NotebookProgressCallback
 
 from peft_helpers import (
     assert_same_logits,
@@ -150,7 +153,9 @@ def test_ctrl_c_keeps_the_best_model_and_says_so(new_trainer, capsys):
 @pytest.mark.reliability("fault")
 def test_ctrl_c_before_the_first_evaluation_judges_the_model_as_it_is(new_trainer, capsys):
     trainer = new_trainer(num_train_epochs=10)  # the first evaluation would be after step 8
-    trainer.add_callback(PressCtrlC(2))
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(NotebookProgressCallback)  # which has no time for a step yet, after the first two
+    trainer.add_callback(PressCtrlC(1))
     with guard_training(trainer):
         trainer.train()
     assert "after step 3 of 80. The model is that of step 3, the best so far" in capsys.readouterr().out
@@ -161,15 +166,36 @@ def test_ctrl_c_before_the_first_evaluation_judges_the_model_as_it_is(new_traine
 
 
 @pytest.mark.reliability("fault")
-def test_a_second_ctrl_c_interrupts_at_once_and_keeps_the_checkpoints(new_trainer):
+def test_a_second_ctrl_c_interrupts_at_once_and_keeps_the_checkpoints(new_trainer, capsys):
     trainer, handler = new_trainer(), signal.getsignal(signal.SIGINT)
     trainer.add_callback(PressCtrlC(4, 4))
     with pytest.raises(KeyboardInterrupt), guard_training(trainer):
         trainer.train()
     assert trainer.state.global_step == 4
+    assert (
+        "Training did not end well, but its first 4 steps are kept: run the notebook again" in capsys.readouterr().out
+    )
     assert signal.getsignal(signal.SIGINT) is handler
     with guard_training(new_trainer()) as checkpoint:
         assert checkpoint.endswith("checkpoint-4")
+
+
+@pytest.mark.reliability("fault")
+def test_a_disk_that_becomes_full_while_a_checkpoint_is_written_costs_no_earlier_one(new_trainer, monkeypatch, capsys):
+    save = torch.save
+
+    def save_until_full(content, path) -> None:
+        if "checkpoint-12" in str(path) and "optimizer" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        save(content, path)
+
+    monkeypatch.setattr(torch, "save", save_until_full)
+    trainer = new_trainer()
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)), guard_training(trainer):
+        trainer.train()
+    assert "its first 10 steps are kept" in capsys.readouterr().out
+    with guard_training(new_trainer()) as checkpoint:
+        assert checkpoint.endswith("checkpoint-10")
 
 
 def test_training_in_another_thread_is_left_without_ctrl_c(new_trainer):
@@ -253,9 +279,8 @@ def test_activation_checkpointing_gives_the_same_model_and_loses_no_gradient(new
     usual, saving = new_trainer(), new_trainer(activation_checkpointing=True)
     before = fingerprint_parameters(saving.model)
     passes = []
-    saving.model.get_base_model().transformer.h[0].register_forward_pre_hook(
-        lambda block, _: passes.append(block.training)
-    )
+    mlp = saving.model.get_base_model().transformer.h[0].mlp
+    mlp.register_forward_pre_hook(lambda module, _: passes.append(module.training))
     set_seed(0)
     expected = train_and_keep_gradients(usual)
     set_seed(0)
