@@ -243,6 +243,8 @@ def _take(dataset: Dataset, max_rows: int | None, seed: int) -> Dataset:
 def stratified_order(labels: list[int], seed: int) -> np.ndarray:
     """Return a random order of the rows, shape (rows,), of which every beginning has the classes' proportions.
 
+    With two classes, each is within one row of its share; with C, within (1 + C * share) / 2 rows.
+
     Unlike a stratified ``train_test_split``, it takes classes of one row and any number of rows, and a smaller subset
     lies within a larger one.
     """

@@ -107,7 +107,7 @@ def _read_csv_types(file: Path, builder: dict) -> list[pd.Series]:
         _check_header(file, pd.read_csv(file, header=None, nrows=1, dtype=str, **options).iloc[0].tolist())
         with (
             warnings.catch_warnings(action="error", category=ParserWarning),  # it would drop what is too much
-            pd.read_csv(file, chunksize=10_000, low_memory=False, **options) as chunks,
+            pd.read_csv(file, chunksize=10_000, **options) as chunks,
         ):
             types = [chunk.dtypes for chunk in chunks if len(chunk)]
     except EmptyDataError:
