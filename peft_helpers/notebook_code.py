@@ -54,11 +54,10 @@ def parse_cell(source: str) -> ast.Module | None:
     timed = re.match(_TIMERS, source)  # what follows is run as in any other cell
     source = source[timed.end() :] if timed and timed[0].lstrip().startswith("%%") else source
     source = re.sub(r"(?m)^(\s*)%(time|timeit|prun)\s+(-\S+ +)*", r"\1", source)
-    flags = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of other people's escapes
         try:
-            return compile(TransformerManager().transform_cell(source), "cell", "exec", flags, dont_inherit=True)
+            return ast.parse(TransformerManager().transform_cell(source))
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return None
 

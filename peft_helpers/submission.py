@@ -8,6 +8,7 @@ import shutil
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile, ZipInfo
@@ -25,12 +26,11 @@ COPIED = 2.0  # seconds between files that were copied together
 _METRIC = r"(?<![a-z0-9])(accuracy|accu?|f1|precision|recall|matthews|mcc|(?:roc[ _-]?)?auc)(?![a-z0-9])"
 # In the same line, or in the next one of a table that has the metrics as columns. Bounded, as outputs can be huge.
 _SHOWN = re.compile(
-    rf"{_METRIC}(?:[^\n]{{0,60}}?(?:\.\d|\d ?%|[:=] ?[01]\b)|[^\n]{{0,300}}\n\s{{0,80}}[^\n]{{0,300}}?\.\d)",
+    rf"{_METRIC}(?=[^\n]{{0,60}}?(?:\.\d|\d ?%|[:=] ?[01]\b)|[^\n]{{0,300}}\n\s{{0,80}}[^\n]{{0,300}}?\.\d)",
     re.IGNORECASE,
 )
 _NUMBER = r"(?<![\d.])(\d{1,6}(?:\.\d{1,6})?)"
 _EPOCHS = re.compile(rf"epoch\W{{1,4}}{_NUMBER}|{_NUMBER} epochs?\b", re.IGNORECASE)
-_LONG = 100_000  # characters of an output that are read, from its beginning and from its end
 _COMPARED = re.compile(r"compar|improv|increas|differen|better|worse|before|versus|\bvs\b|untuned", re.IGNORECASE)
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
@@ -51,7 +51,7 @@ class Cell:
     has_error: bool = False
     results: frozenset[str] = frozenset()
 
-    @property
+    @cached_property
     def metrics(self) -> set[str]:
         """The metrics that stand in the cell's text with a value."""
         names = {match[1].lower() for match in _SHOWN.finditer(self.text)}
@@ -117,15 +117,10 @@ def _read_cell(number: int, cell: nbformat.NotebookNode, reader: CodeReader) -> 
 def _output_text(output: nbformat.NotebookNode) -> str:
     """Return what a reader sees: plain text without colours, and tables row by row."""
     data = output.get("data") or {}
-    text = _cut(output.get("text") or data.get("text/plain"))
-    table = re.sub(r"(?i)<(style|script)\b[^<]*</\1>", "", _cut(data.get("text/html")))
+    text = str(output.get("text") or data.get("text/plain") or "")
+    table = re.sub(r"(?i)<(style|script)\b[^<]*</\1>", "", str(data.get("text/html") or ""))
     rows = [re.sub(r"(?:<[^<>]*>|\s)+", " ", row) for row in re.split(r"(?i)</tr>|<p>|</div>|<br>", table)]
     return "\n".join([_ANSI.sub("", text), *(html.unescape(row) for row in rows)])
-
-
-def _cut(text: object) -> str:
-    text = "".join(map(str, text)) if isinstance(text, list) else str(text or "")
-    return text if len(text) <= 2 * _LONG else f"{text[:_LONG]}\n{text[-_LONG:]}"
 
 
 def _check_steps(cells: list[Cell], steps: list[Step], adapter_dir: Path) -> list[tuple]:
@@ -229,7 +224,6 @@ def _check_reloaded_results(cells: list[Cell], steps: list[Step], metrics: set[s
         for cell in cells
         if cell.number >= first
         and (set(RESULTS.values()) <= cell.results or (cell.metrics and _COMPARED.search(cell.text)))
-        and (cell.text.strip() or cell.execution_count)
     ]
     name = " or ".join(sorted(metrics)) or "the metric of the untuned one"
     to_do = f"evaluate the loaded model and show {name}"
@@ -241,7 +235,7 @@ def _check_reloaded_results(cells: list[Cell], steps: list[Step], metrics: set[s
         to_do = f"cell {old[0].number} measures the model in memory: make a new Trainer with the loaded one"
     return [
         _row("the same metric of the loaded model is shown", _numbers(again), to_do),
-        _row("the two are compared", _numbers(compared), "show both metrics side by side, or say what has changed"),
+        _row("the two are compared", _numbers(compared), "show both metrics side by side, or say what changed"),
     ]
 
 
@@ -286,7 +280,7 @@ def _check_folder(notebook: Path, folder: Path, max_folder_mb: float) -> list[tu
         ("it holds no pickled weights", not pickles, f"remove {_first(pickles)}: opening a pickle runs its code"),
         ("it holds no checkpoints", not checkpoints, f"remove {_first(checkpoints)}"),
         ("the notebook was saved after the adapter", current,
-         "the notebook on disk may show an earlier run: save it (Ctrl-S) after the last run, then check again"),
+         "the notebook on disk may show an earlier run: save it (Ctrl-S), then check again"),
         (f"notebook and adapter take at most {max_folder_mb:g} MB", megabytes <= max_folder_mb,
          f"they take {megabytes:.1f} MB: remove what is not needed, or clear large outputs"),
     ]  # fmt: skip
@@ -365,7 +359,7 @@ def _check_zip_path(zip_path: Path) -> None:
             ours = archive.comment == _COMMENT
     except (OSError, BadZipFile):
         ours = False
-    if not ours or zip_path.is_symlink():
+    if not ours:
         raise FileExistsError(f"{str(zip_path)!r} is not a hand-in written before; choose another zip_path.")
 
 

@@ -1,4 +1,6 @@
 import ast
+import time
+import warnings
 
 import pytest
 
@@ -47,6 +49,7 @@ def kinds(*cells) -> list[str]:
         ("with guard(trainer) as checkpoint:\n    trainer.train(resume_from_checkpoint=checkpoint)", "training"),
         ("def fit(model):\n    loss(model).backward()\nfit(None)", "training"),
         ("await load_dataset('imdb')", "dataset"),
+        ("import lightning as L\nL.Trainer(max_epochs=1).fit(model)", "training"),
     ],
 )
 def test_steps_are_found_under_any_name(source, kind):
@@ -62,7 +65,8 @@ def test_steps_are_found_under_any_name(source, kind):
         "%%writefile train.py\ntrainer.train()",
         "# trainer.train()",
         "'trainer.train()'",
-        "tokenizer.save_pretrained('x')",
+        "build_model().train()",
+        "from datasets import load_dataset as load\nload = None\nload('imdb')",
         "peft.PeftConfig.from_pretrained('x')",
         "AutoModelForCausalLM.from_pretrained('gpt2')",
     ],
@@ -76,9 +80,19 @@ def test_what_is_saved_and_loaded_before_training_is_something_else():
     assert "reload" not in kinds(START, "peft.PeftModel.from_pretrained(model, 'x')")
 
 
+def test_only_the_model_is_an_adapter():
+    source = "tokenizer.save_pretrained('x')\nmodel.config.save_pretrained('x')\nimage_processor.save_pretrained('x')"
+    assert kinds(TRAINED, source) == kinds(TRAINED)
+
+
 def test_folders_are_followed_through_variables():
     reader, _ = read(TRAINED, "out = './other/'\nmodel.save_pretrained(out)\nmodel.save_pretrained(save_directory=a.b)")
     assert [step.folder for step in reader.steps if step.kind == "save"] == ["adapter", "other", "<a.b>"]
+
+
+def test_the_folder_is_the_second_argument_where_the_first_is_the_model():
+    reader, _ = read(TRAINED, "peft.PeftModel.from_pretrained(base, 'adapter/')")
+    assert [step.folder for step in reader.steps if step.kind == "reload"] == ["adapter"]
 
 
 def test_a_classifier_from_the_adapters_folder_is_a_reload():
@@ -97,6 +111,12 @@ def test_a_classifier_from_the_adapters_folder_is_a_reload():
         "print([model(**batch).logits for batch in loader])",
         "def measure(model, rows):\n    return Trainer(model=model).evaluate(rows)\nmeasure(loaded, rows)",
         "def measure():\n    return model(**batch)\nmodel = loaded\nmeasure()",
+        "def measure(rows, model):\n    return Trainer(model).evaluate(rows)\nmeasure(model=loaded, rows=rows)",
+        "def measure(m):\n    measure(m)\n    return m(**batch)\nmeasure(loaded)",
+        "def classifier():\n    return 0\nclassifier = loaded\nclassifier(**batch)",
+        "from helpers import *\nclass Old:\n    def predict(self, m):\n        return 0\npredict(loaded)",
+        "[m(**batch) for m in (loaded,)]",
+        "print(Trainer(loaded).model(**batch))",
         "def answer(row):\n    return loaded(**row)\ndataset.map(answer)",
         "base = AutoModelForSequenceClassification.from_pretrained('gpt2')\n"
         "base.load_adapter('adapter')\nbase(**batch)",
@@ -118,6 +138,7 @@ def test_the_reloaded_model_is_followed_to_its_results(source):
         "model = loaded\ntrainer.evaluate()",
         "def measure(which):\n    return trainer.evaluate()\nmeasure(loaded)",
         "other = Trainer(model=loaded)\nother = trainer\nother.evaluate()",
+        "def measure(model=None):\n    return Trainer(model).evaluate()\nmodel = loaded\nmeasure()",
         "loaded.print_trainable_parameters()",
     ],
 )
@@ -134,10 +155,32 @@ def test_results_are_followed_to_the_cells_that_show_them():
     assert read(START, "trainer = Trainer(model)", before, after, shown)[1] == {UNTUNED, TUNED}
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "result = loaded(**batch)\nresult += 1",
+        "result = loaded(**batch)\nif rows is None:\n    result = None",
+        "result = loaded(**batch)\ntry:\n    show(1)\nexcept Exception:\n    result = None",
+        "result = {'loaded': loaded(**batch)}\nresult['rows'] = 3",
+        "(result, n), *rest = loaded(**batch), 3, 4",
+    ],
+)
+def test_a_result_is_kept_where_it_may_be(source):
+    assert read(LOADED, source, "print(result)")[1] == {TUNED}
+
+
+@pytest.mark.parametrize(
+    "source", ["result = loaded(**batch)\nresult = 1", "import result\nresult.append(loaded(**b))"]
+)
+def test_a_result_is_not_kept_where_it_cannot_be(source):
+    assert read(LOADED, source, "print(result.mean(3))")[1] == set()
+
+
 def test_a_trained_model_is_no_longer_untuned():
     assert read(START, "Trainer(model).evaluate()")[1] == {UNTUNED}
     assert read(TRAINED, "trainer.evaluate()")[1] == set()
     assert read(START, "for batch in loader:\n    loss = model(**batch).loss\n    loss.backward()\nloss")[1] == set()
+    assert read(START, "def fit(m):\n    Trainer(m).train()\nfit(model)", "Trainer(model).evaluate()")[1] == set()
     again = "base = AutoModelForSequenceClassification.from_pretrained('gpt2')\nTrainer(base).evaluate()"
     assert read(TRAINED, again)[1] == {UNTUNED}
 
@@ -157,15 +200,36 @@ def test_configurations_made_in_a_loop_are_repeated():
 
 @pytest.mark.parametrize(
     "source",
-    ["def f(:", "print 'old'", "a = '\0'", "-" * 5000 + "1", "def f():\n    f()\nf()", "", "%%", "?", "%", "!"],
+    [
+        "def f(:",
+        "print 'old'",
+        "a = '\0'",
+        "-" * 5000 + "1",
+        "1" + "+1" * 2000,
+        "def f():\n    f()\nf()",
+        "",
+        "%%",
+        "?",
+        "%",
+        "!",
+    ],
 )
 def test_no_code_is_too_odd_to_read(source):
     assert read(source)[1] == set()
 
 
 def test_functions_that_call_each_other_end_in_time():
-    many = "\n".join(f"def f{n}():\n    " + "; ".join([f"f{n + 1}()"] * 9) for n in range(9))
+    many = "\n".join(f"def f{n}():\n    " + "; ".join([f"f{n + 1}()"] * 15) for n in range(9))
+    start = time.monotonic()
     assert read(f"{many}\nf0()")[1] == set()
+    assert time.monotonic() - start < 5
+
+
+def test_odd_escapes_do_not_warn():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kinds(r"pattern = '\d'", "load_dataset('imdb')") == ["dataset"]
+        assert kinds(r"pattern = '\d'; load_dataset('imdb')") == ["dataset"]
 
 
 def test_magics_are_left_out():
