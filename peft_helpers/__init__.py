@@ -47,23 +47,25 @@ from peft_helpers.quantization import compare_sizes, quantization_problem
 from peft_helpers.reference_points import CLASSICAL, MAJORITY, run_reference_points
 from peft_helpers.resources import check_space, estimate_adapter, estimate_checkpoint, explain_out_of_memory
 from peft_helpers.significance import accuracy_interval, compare_paired, f1_interval, mcnemar_p_value
+from peft_helpers.submission import check_submission, package_submission
 from peft_helpers.tokenization import encode_texts, set_padding, tokenize_dataset, tokenize_passages
 from peft_helpers.training import evaluation_arguments, guard_training, make_trainer, training_arguments
 
 __all__ = [
     "BBC_NEWS", "CLASSICAL", "MAJORITY", "METHODS", "PROFILES", "REFUSED", "TINY_GPT2", "ClassificationMetrics",
     "PeakMemory", "RunConfig", "accuracy_interval", "adapt_model", "adapter_size", "assert_same_logits",
-    "changed_parameters", "check_adapter", "check_model", "check_output_dir", "check_space", "classifier_arguments",
-    "classify_texts", "compare", "compare_methods_to", "compare_paired", "compare_per_class", "compare_sizes",
-    "compute_dtype", "compute_metrics", "count_classes", "describe_environment", "describe_methods", "encode_texts",
-    "estimate_adapter", "estimate_checkpoint", "evaluation_arguments", "explain_out_of_memory", "f1_interval",
-    "find_method", "fingerprint_parameters", "format_comparison", "format_methods", "guard_training",
-    "head_modules", "keep_output_clean", "list_files", "load_base_model", "load_bbc_news", "load_dataset_arguments",
-    "majority_class", "make_trainer", "mcnemar_p_value", "most_confident_errors", "parse_run_config",
-    "plan_comparison", "plot_before_after", "plot_class_balance", "plot_confusions", "plot_methods",
-    "plot_token_lengths", "plot_training", "predict", "prepare_splits", "quantization_arguments",
-    "quantization_config", "quantization_problem", "replace_folder", "report_per_class", "run_method",
-    "run_methods", "run_reference_points", "save_model_card", "save_run_config", "saved_classifier_arguments",
-    "set_padding", "sort_target_modules", "summarize_methods", "tokenize_dataset", "tokenize_passages",
-    "training_arguments", "turn_off_dropout", "uses_conv1d",
+    "changed_parameters", "check_adapter", "check_model", "check_output_dir", "check_space", "check_submission",
+    "classifier_arguments", "classify_texts", "compare", "compare_methods_to", "compare_paired",
+    "compare_per_class", "compare_sizes", "compute_dtype", "compute_metrics", "count_classes",
+    "describe_environment", "describe_methods", "encode_texts", "estimate_adapter", "estimate_checkpoint",
+    "evaluation_arguments", "explain_out_of_memory", "f1_interval", "find_method", "fingerprint_parameters",
+    "format_comparison", "format_methods", "guard_training", "head_modules", "keep_output_clean", "list_files",
+    "load_base_model", "load_bbc_news", "load_dataset_arguments", "majority_class", "make_trainer",
+    "mcnemar_p_value", "most_confident_errors", "package_submission", "parse_run_config", "plan_comparison",
+    "plot_before_after", "plot_class_balance", "plot_confusions", "plot_methods", "plot_token_lengths",
+    "plot_training", "predict", "prepare_splits", "quantization_arguments", "quantization_config",
+    "quantization_problem", "replace_folder", "report_per_class", "run_method", "run_methods",
+    "run_reference_points", "save_model_card", "save_run_config", "saved_classifier_arguments", "set_padding",
+    "sort_target_modules", "summarize_methods", "tokenize_dataset", "tokenize_passages", "training_arguments",
+    "turn_off_dropout", "uses_conv1d",
 ]  # fmt: skip

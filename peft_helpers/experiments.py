@@ -171,6 +171,7 @@ def _train(model, train: Dataset, tokenizer: PreTrainedTokenizerBase, method: Me
             callbacks=[AllocateRanks()],
         )
         trainer.remove_callback(PrinterCallback)
+        trainer.model_accepts_loss_kwargs = False  # as in `make_trainer`
         return trainer.train().metrics["train_runtime"]
 
 

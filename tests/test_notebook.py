@@ -86,6 +86,7 @@ def test_the_form_of_the_project_is_kept(committed):
         "## Loading and Evaluating a Foundation Model",
         "## Performing Parameter-Efficient Fine-Tuning",
         "## Performing Inference with a PEFT Model",
+        "## Comparing PEFT Methods",
     ]
     for choice in ("PEFT technique", "Model", "Evaluation approach", "Fine-tuning dataset"):
         assert f"* **{choice}:**" in markdown

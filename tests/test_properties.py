@@ -1,6 +1,7 @@
 """Properties that hold for any input: 1,000 drawn examples each, 50,000 with ``--hypothesis-profile=thorough``."""
 
 import re
+from contextlib import nullcontext
 from itertools import chain
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -121,6 +122,7 @@ def test_predictions_come_back_in_the_order_of_the_rows(lengths):
     with (
         patch.object(prediction, "Trainer", return_value=SimpleNamespace(predict=predict)),
         patch.object(prediction, "TrainingArguments"),
+        patch.object(prediction, "explain_out_of_memory", return_value=nullcontext()),
     ):
         output = helpers.predict(None, None, dataset, helpers.RunConfig())
     assert batches == [sorted(lengths, reverse=True)]
