@@ -98,9 +98,10 @@ def test_no_cell_defines_what_the_package_should_have(committed):
         assert len(cell.source.splitlines()) <= 20
 
 
-def test_the_readmes_results_are_the_committed_notebooks(committed):
+@pytest.mark.parametrize("name", ["results", "methods"])
+def test_the_readmes_results_are_the_committed_notebooks(name, committed):
     readme = Path("README.md").read_text(encoding="utf-8")
-    table = readme.split("<!-- results -->")[1]
+    table = readme.split(f"<!-- {name} -->")[1]
     text = printed(committed)
     numbers = re.findall(NUMBER, table)
     assert len(numbers) > 10
