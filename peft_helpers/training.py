@@ -1,5 +1,6 @@
 """The Trainer: length-grouped batches, the best checkpoint by validation macro-F1, and interruptions."""
 
+import math
 import shutil
 import signal
 import threading
@@ -68,6 +69,7 @@ def training_arguments(config: RunConfig, output_dir: str) -> TrainingArguments:
         train_sampling_strategy="group_by_length",
         eval_strategy="steps",
         eval_steps=1 / EVALUATIONS,
+        eval_delay=2,  # steps: the warm-up's first has a learning rate of 0, and would count as the untrained model
         save_steps=1 / EVALUATIONS,
         logging_steps=1 / EVALUATIONS,
         save_total_limit=CHECKPOINTS,
@@ -86,9 +88,11 @@ def make_trainer(
     which `guard_training` removes when training has ended.
 
     Raises:
+        ValueError: there is one training step only, which changes nothing.
         OSError: there is too little space for the checkpoints or for the adapter; see `check_space`.
         PermissionError: the folder of the checkpoints is not this user's alone; see `make_checkpoint_folder`.
     """
+    _check_steps(tokenized["train"].num_rows, config)
     check_space(config, model, tokenizer, CHECKPOINTS + 1)  # the third is being written while two are kept
     key = run_key(training_arguments(config, output_dir="not part of the key"), model, tokenized)
     trainer = Trainer(
@@ -105,6 +109,15 @@ def make_trainer(
     # gradient_accumulation_steps (transformers issue 47688).
     trainer.model_accepts_loss_kwargs = False
     return trainer
+
+
+def _check_steps(rows: int, config: RunConfig) -> None:
+    rows_a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    if config.num_train_epochs * math.ceil(rows / rows_a_step) < 2:
+        raise ValueError(
+            f"{rows} rows, {rows_a_step} a step, for {config.num_train_epochs:g} epochs make one training step, in "
+            "which the learning rate is still 0. Raise --num_train_epochs or lower --per_device_train_batch_size."
+        )
 
 
 class SeedEachEpoch(TrainerCallback):

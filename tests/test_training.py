@@ -256,6 +256,20 @@ def test_each_epoch_has_an_order_of_its_own_that_follows_from_the_seed(new_train
     assert sorted(orders[0][0]) == list(range(32))
 
 
+def test_a_run_of_few_steps_keeps_no_untrained_model(new_trainer):
+    trainer = new_trainer(per_device_train_batch_size=16, num_train_epochs=1)
+    before = fingerprint_parameters(trainer.model)
+    trainer.train()
+    assert trainer.state.max_steps == trainer.state.best_global_step == 2
+    assert changed_parameters(before, trainer.model)
+
+
+@pytest.mark.reliability("bad input")
+def test_a_single_step_is_refused(new_trainer):
+    with pytest.raises(ValueError, match=r"32 rows, 32 a step, for 1 epochs make one training step.*num_train_epochs"):
+        new_trainer(per_device_train_batch_size=32, num_train_epochs=1)
+
+
 class Gradients(TrainerCallback):
     """Those of the first update."""
 
