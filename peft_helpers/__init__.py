@@ -47,6 +47,7 @@ from peft_helpers.quantization import compare_sizes, quantization_problem
 from peft_helpers.reference_points import CLASSICAL, MAJORITY, run_reference_points
 from peft_helpers.resources import check_space, estimate_adapter, estimate_checkpoint, explain_out_of_memory
 from peft_helpers.significance import accuracy_interval, compare_paired, f1_interval, mcnemar_p_value
+from peft_helpers.speed import speed_up
 from peft_helpers.submission import check_submission, package_submission
 from peft_helpers.tokenization import encode_texts, set_padding, tokenize_dataset, tokenize_passages
 from peft_helpers.training import evaluation_arguments, guard_training, make_trainer, training_arguments
@@ -66,6 +67,6 @@ __all__ = [
     "plot_training", "predict", "prepare_splits", "quantization_arguments", "quantization_config",
     "quantization_problem", "replace_folder", "report_per_class", "run_method", "run_methods",
     "run_reference_points", "save_model_card", "save_run_config", "saved_classifier_arguments", "set_padding",
-    "sort_target_modules", "summarize_methods", "tokenize_dataset", "tokenize_passages", "training_arguments",
-    "turn_off_dropout", "uses_conv1d",
+    "sort_target_modules", "speed_up", "summarize_methods", "tokenize_dataset", "tokenize_passages",
+    "training_arguments", "turn_off_dropout", "uses_conv1d",
 ]  # fmt: skip

@@ -18,11 +18,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
-    Trainer,
     TrainerCallback,
     TrainingArguments,
 )
 
+from peft_helpers.batches import LengthTrainer
 from peft_helpers.checkpoints import digest_rows
 from peft_helpers.checks import assert_same_logits
 from peft_helpers.config import RunConfig
@@ -162,7 +162,7 @@ def _fingerprint(config: RunConfig, tokenized: DatasetDict) -> str:
 def _train(model, train: Dataset, tokenizer: PreTrainedTokenizerBase, method: Method, config: RunConfig) -> float:
     """Train ``model`` and return the seconds that it took."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
+        trainer = LengthTrainer(
             model=model,
             args=comparison_arguments(config, learning_rate(method, config), folder),
             train_dataset=train,

@@ -14,11 +14,11 @@ from transformers import (
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainingArguments,
 )
 from transformers.trainer_utils import PredictionOutput
 
+from peft_helpers.batches import LengthTrainer, longest_first
 from peft_helpers.config import RunConfig
 from peft_helpers.metrics import compute_metrics
 from peft_helpers.resources import explain_out_of_memory
@@ -39,10 +39,10 @@ def predict(
     fails at once; the order is then restored. ``metrics`` are those of `compute_metrics` and the
     time it took.
     """
-    order = np.argsort(dataset["length"][:], kind="stable")[::-1]
+    order = longest_first(dataset)
     arguments = evaluation_arguments(config) | {"disable_tqdm": disable_tqdm}
     with _never_trained(model):
-        trainer = Trainer(
+        trainer = LengthTrainer(
             model=model,
             args=TrainingArguments(**arguments, output_dir=tempfile.gettempdir()),
             data_collator=DataCollatorWithPadding(tokenizer),

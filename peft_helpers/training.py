@@ -1,4 +1,4 @@
-"""The Trainer: length-grouped batches, the best checkpoint by validation macro-F1, and interruptions."""
+"""The Trainer: the best checkpoint by validation macro-F1, and interruptions."""
 
 import math
 import shutil
@@ -16,12 +16,12 @@ from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
     TrainingArguments,
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from peft_helpers.batches import LengthTrainer, longest_first
 from peft_helpers.checkpoints import find_checkpoint, make_checkpoint_folder, run_key
 from peft_helpers.config import RunConfig
 from peft_helpers.metrics import compute_metrics
@@ -66,7 +66,6 @@ def training_arguments(config: RunConfig, output_dir: str) -> TrainingArguments:
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         activation_checkpointing=config.activation_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},  # the reentrant one can lose LoRA's gradients
-        train_sampling_strategy="group_by_length",
         eval_strategy="steps",
         eval_steps=1 / EVALUATIONS,
         eval_delay=2,  # steps: the warm-up's first has a learning rate of 0, and would count as the untrained model
@@ -81,7 +80,7 @@ def training_arguments(config: RunConfig, output_dir: str) -> TrainingArguments:
 
 def make_trainer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokenized: DatasetDict, config: RunConfig
-) -> Trainer:
+) -> LengthTrainer:
     """Return the Trainer that trains ``model`` on ``tokenized["train"]`` and judges it on ``tokenized["validation"]``.
 
     The test rows are not handed to it: nothing can be chosen on them. Checkpoints go to a folder of the run's own,
@@ -93,17 +92,18 @@ def make_trainer(
         PermissionError: the folder of the checkpoints is not this user's alone; see `make_checkpoint_folder`.
     """
     _check_steps(tokenized["train"].num_rows, config)
+    validation = tokenized["validation"]
     check_space(config, model, tokenizer, CHECKPOINTS + 1)  # the third is being written while two are kept
     key = run_key(training_arguments(config, output_dir="not part of the key"), model, tokenized)
-    trainer = Trainer(
+    trainer = LengthTrainer(
         model=model,
         args=training_arguments(config, str(make_checkpoint_folder(config, key))),
         train_dataset=tokenized["train"],
-        eval_dataset=tokenized["validation"],
+        eval_dataset=validation.select(longest_first(validation)),
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=compute_metrics,
-        callbacks=[EarlyStoppingCallback(PATIENCE), SeedEachEpoch()],
+        callbacks=[EarlyStoppingCallback(PATIENCE)],
     )
     # GPT-2's loss is a mean over the batch, though its forward takes any keyword: without this, nobody divides it by
     # gradient_accumulation_steps (transformers issue 47688).
@@ -120,21 +120,8 @@ def _check_steps(rows: int, config: RunConfig) -> None:
         )
 
 
-class SeedEachEpoch(TrainerCallback):
-    """Draws the order of each epoch's rows from the seed and the epoch's number.
-
-    By default the sampler draws from torch's global generator, and a resumed run, which has not gone through the
-    earlier epochs, would have another order.
-    """
-
-    def on_epoch_begin(self, args, state, control, train_dataloader, **kwargs) -> None:
-        """Give the sampler of ``train_dataloader`` a generator of its own."""
-        sampler = train_dataloader.batch_sampler.sampler
-        sampler.generator = torch.Generator().manual_seed(args.seed + int(state.epoch))
-
-
 @contextmanager
-def guard_training(trainer: Trainer) -> Iterator[str | None]:
+def guard_training(trainer: LengthTrainer) -> Iterator[str | None]:
     """Guard ``trainer.train(resume_from_checkpoint=...)`` with the checkpoint that this yields, None for a fresh start.
 
     A run that was killed or ended in an error goes on from its last checkpoint. Ctrl-C ends training after the step,
@@ -216,7 +203,7 @@ class StopAtInterrupt(TrainerCallback):
 
 
 @contextmanager
-def _stop_at_interrupt(trainer: Trainer) -> Iterator[StopAtInterrupt]:
+def _stop_at_interrupt(trainer: LengthTrainer) -> Iterator[StopAtInterrupt]:
     callback = StopAtInterrupt()
     trainer.add_callback(callback)
     # Python hands signals to the main thread only.
@@ -230,7 +217,7 @@ def _stop_at_interrupt(trainer: Trainer) -> Iterator[StopAtInterrupt]:
         trainer.remove_callback(callback)
 
 
-def _report_interrupt(trainer: Trainer) -> None:
+def _report_interrupt(trainer: LengthTrainer) -> None:
     state = trainer.state
     print(
         f"Training was interrupted after step {state.global_step} of {state.max_steps}. The model is that of step "

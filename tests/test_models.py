@@ -14,6 +14,7 @@ from peft_helpers import (
     load_base_model,
     saved_classifier_arguments,
     set_padding,
+    speed_up,
     turn_off_dropout,
     uses_conv1d,
 )
@@ -36,6 +37,7 @@ def test_the_notebooks_cells_make_the_same_model(config, tokenizer, model):
     by_hand = AutoModelForSequenceClassification.from_pretrained(config.model_name_or_path, **arguments)
     set_padding(tokenizer, by_hand)
     turn_off_dropout(by_hand)
+    speed_up(by_hand)
     assert by_hand.config.to_dict() == model.config.to_dict()
     assert all(torch.equal(a, b) for a, b in zip(by_hand.parameters(), model.parameters(), strict=True))
 

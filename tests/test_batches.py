@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+
+from peft_helpers.batches import LengthSampler, LengthTrainer, TokenBatchSampler
+
+LENGTHS = np.random.default_rng(0).lognormal(2.2, 0.8, 1001).clip(1, 60).astype(int).tolist()
+
+
+def padded(batches: list[list[int]]) -> int:
+    return sum(len(batch) * max(LENGTHS[row] for row in batch) for batch in batches)
+
+
+def batches_of(sampler: LengthSampler) -> list[list[int]]:
+    order = list(sampler)
+    return [order[start : start + 16] for start in range(0, len(order), 16)]
+
+
+def test_every_row_is_trained_on_once():
+    assert sorted(LengthSampler(LENGTHS, 16, seed=0)) == list(range(len(LENGTHS))) == list(range(1001))
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 17])
+def test_there_may_be_few_rows(rows):
+    sampler = LengthSampler(LENGTHS[:rows], 16, seed=0)
+    assert len(sampler) == rows
+    assert sorted(sampler) == list(range(rows))
+
+
+def test_little_padding_is_left():
+    whole = sum(LENGTHS)
+    random = np.random.default_rng(0).permutation(1001).tolist()
+    assert padded([random[start : start + 16] for start in range(0, 1001, 16)]) > 2 * whole
+    assert padded(batches_of(LengthSampler(LENGTHS, 16, seed=0))) < 1.1 * whole
+
+
+def test_the_longest_batch_comes_first_and_the_others_in_random_order():
+    batches = batches_of(LengthSampler(LENGTHS, 16, seed=0))
+    longest = [max(LENGTHS[row] for row in batch) for batch in batches]
+    assert longest[0] == max(LENGTHS)
+    correlation = np.corrcoef(longest[1:], range(len(longest) - 1))[0, 1]
+    assert abs(correlation) < 0.3
+
+
+def test_an_epoch_has_batches_of_its_own_that_follow_from_the_seed():
+    sampler, again = LengthSampler(LENGTHS, 16, seed=0), LengthSampler(LENGTHS, 16, seed=0)
+    first = batches_of(sampler)
+    sampler.set_epoch(1)
+    torch.manual_seed(5)  # the global generator has no say
+    assert batches_of(again) == first
+    again.set_epoch(1)
+    assert batches_of(again) == batches_of(sampler)
+    kept = {frozenset(batch) for batch in first} & {frozenset(batch) for batch in batches_of(sampler)}
+    assert len(kept) < 5
+    assert batches_of(LengthSampler(LENGTHS, 16, seed=1)) != first
+
+
+def test_token_batches_hold_what_is_allowed_and_keep_the_order():
+    lengths = [9, 9, 8, 4, 4, 4, 4, 1, 1, 1, 1, 1]
+    batches = list(TokenBatchSampler(lengths, max_tokens=18, max_rows=4))
+    assert batches == [[0, 1], [2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert len(TokenBatchSampler(lengths, max_tokens=18, max_rows=4)) == 4
+
+
+def test_a_row_of_too_many_tokens_is_a_batch_of_its_own():
+    assert list(TokenBatchSampler([30, 30, 5], max_tokens=18, max_rows=4)) == [[0], [1], [2]]
+
+
+def test_rows_need_not_be_sorted():
+    batches = list(TokenBatchSampler([1, 1, 9, 1], max_tokens=10, max_rows=4))
+    assert batches == [[0, 1], [2], [3]]
+
+
+def test_the_trainer_takes_both_and_the_models_columns_only(model, tokenizer, tmp_path):
+    rows = [[5] * length for length in sorted(LENGTHS[:40], reverse=True)]
+    dataset = Dataset.from_dict({
+        "input_ids": rows, "attention_mask": [[1] * len(ids) for ids in rows], "labels": [0] * 40,
+        "length": [len(ids) for ids in rows],
+    })  # fmt: skip
+    trainer = LengthTrainer(
+        model=model,
+        args=TrainingArguments(
+            str(tmp_path), per_device_train_batch_size=4, per_device_eval_batch_size=7, use_cpu=True
+        ),
+        train_dataset=dataset,
+        eval_dataset=dataset,
+        data_collator=DataCollatorWithPadding(tokenizer),
+    )
+    assert isinstance(trainer, Trainer)
+    sampler = trainer.get_train_dataloader().batch_sampler.sampler
+    assert isinstance(sampler, LengthSampler)
+    assert sampler.batch_size == 4
+    for loader in (trainer.get_eval_dataloader(), trainer.get_test_dataloader(dataset)):
+        batches = list(loader)
+        assert all(set(batch) == {"input_ids", "attention_mask", "labels"} for batch in batches)
+        assert [len(batch["labels"]) for batch in batches] == [7] * 5 + [5]
+        assert [ids for batch in batches for ids in batch["attention_mask"].sum(1).tolist()] == dataset["length"][:]
