@@ -92,7 +92,7 @@ def tiny_model_dir(tmp_path_factory) -> str:
 @pytest.fixture
 def config(tiny_model_dir, tmp_path) -> helpers.RunConfig:
     return helpers.RunConfig(
-        model_name_or_path=tiny_model_dir, dataset_name="generated", max_length=32, learning_rate=1e-2,
+        model_name_or_path=tiny_model_dir, dataset_name="generated", max_length=32, learning_rate=8e-3,
         lora_dropout=0.05, per_device_train_batch_size=4, per_device_eval_batch_size=3,
         output_dir=str(tmp_path / "adapter"),
         checkpoint_dir=str(tmp_path / "checkpoints"),

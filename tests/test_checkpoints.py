@@ -45,9 +45,9 @@ def test_a_run_that_failed_goes_on_from_its_last_checkpoint_and_ends_the_same(ne
     truncate(folder / "checkpoint-12" / "optimizer.pt")
     resumed = new_trainer()
     with guard_training(resumed) as checkpoint:
-        assert Path(checkpoint) == folder / "checkpoint-10"  # the best one, and so it was not removed on the way
+        assert Path(checkpoint) == folder / "checkpoint-6"  # the best one, and so it was not removed on the way
         resumed.train(resume_from_checkpoint=checkpoint)
-    assert "Resuming from step 10 of an interrupted run.\n" in capsys.readouterr().out
+    assert "Resuming from step 6 of an interrupted run.\n" in capsys.readouterr().out
     assert fingerprint_parameters(resumed.model) == fingerprint_parameters(whole.model)
     assert not folder.exists()
 
@@ -56,12 +56,12 @@ def test_a_run_that_failed_goes_on_from_its_last_checkpoint_and_ends_the_same(ne
     ("damage", "found"),
     [
         pytest.param(lambda last: None, "checkpoint-12", id="none"),
-        pytest.param(lambda last: (last / "trainer_state.json").unlink(), "checkpoint-10", id="killed while writing"),
-        pytest.param(lambda last: truncate(last / "trainer_state.json"), "checkpoint-10", id="state cut off"),
-        pytest.param(lambda last: truncate(last / "adapter_model.safetensors"), "checkpoint-10", id="weights cut off"),
-        pytest.param(lambda last: (last / "adapter_model.safetensors").unlink(), "checkpoint-10", id="no weights"),
-        pytest.param(lambda last: truncate(last / "optimizer.pt"), "checkpoint-10", id="optimizer cut off"),
-        pytest.param(lambda last: (last / "rng_state.pth").write_bytes(b""), "checkpoint-10", id="random state empty"),
+        pytest.param(lambda last: (last / "trainer_state.json").unlink(), "checkpoint-6", id="killed while writing"),
+        pytest.param(lambda last: truncate(last / "trainer_state.json"), "checkpoint-6", id="state cut off"),
+        pytest.param(lambda last: truncate(last / "adapter_model.safetensors"), "checkpoint-6", id="weights cut off"),
+        pytest.param(lambda last: (last / "adapter_model.safetensors").unlink(), "checkpoint-6", id="no weights"),
+        pytest.param(lambda last: truncate(last / "optimizer.pt"), "checkpoint-6", id="optimizer cut off"),
+        pytest.param(lambda last: (last / "rng_state.pth").write_bytes(b""), "checkpoint-6", id="random state empty"),
     ],
 )
 @pytest.mark.reliability("fault")
@@ -169,12 +169,12 @@ def test_a_checkpoint_dir_that_is_a_file_is_named(config):
         make_checkpoint_folder(config, "key")
 
 
-def test_the_rows_and_the_frozen_weights_make_the_key(new_trainer):
+def test_the_rows_and_the_frozen_weights_make_the_key(new_trainer, tokenized):
     trainer = new_trainer()
 
     def key() -> str:
-        tokenized = DatasetDict(train=trainer.train_dataset, validation=trainer.eval_dataset)
-        return run_key(trainer.args, trainer.model, tokenized)
+        rows = DatasetDict(train=trainer.train_dataset, validation=tokenized["validation"])
+        return run_key(trainer.args, trainer.model, rows)
 
     first = key()
     assert trainer.args.output_dir.endswith(first)

@@ -45,17 +45,14 @@ def make_recipes(options: argparse.Namespace) -> dict[str, dict]:
         recipes = {"defaults": DEFAULTS | same}
         recipes |= {f"without {part}": DEFAULTS | same | {"without": [part]} for part in PARTS}
         return recipes | {"with LoRA's dropout": DEFAULTS | same | {"lora_dropout": 0.05}}
-    padded = USUAL | same | {"padding": "max_length"}
     recipes = {}
     if options.rows == "short" and options.model == "gpt2":
+        padded = USUAL | same | {"padding": "max_length"}
         recipes = {f"padding to 1,024, batch {size}": padded | {"batch_size": size} for size in (8, 2)}
     return recipes | {
         f"dynamic padding, random order, batch {batch}": USUAL | same,
         f"this package, batch {batch}": DEFAULTS | same,
-        f"dynamic padding, random order, batch {batch}, every linear layer": USUAL
-        | same
-        | {"target_modules": "all-linear"},
-        f"this package, batch {batch}, every linear layer": DEFAULTS | same | {"target_modules": "all-linear"},
+        f"this package, batch {batch}, LoRA on every linear layer": DEFAULTS | same | {"target_modules": "all-linear"},
     }
 
 
@@ -140,7 +137,7 @@ def main() -> None:
     table = pd.DataFrame([summarize(name, measured, parameters) for name, measured in runs.items()]).fillna("")
     environment = helpers.describe_environment()
     print(
-        f"\n{options.model}, {options.rows} rows, {count} to train on and {count} to evaluate, {options.repetitions} "
+        f"\n{options.model}, {options.rows} rows, {count} to train on and {2 * count} to evaluate, {options.repetitions} "
     )
     spread = f"{statistics.median(rates):.0f} GFLOP/s ({min(rates):.0f} to {max(rates):.0f})"
     print(f"repetitions; large matrix product: {spread}")
