@@ -122,7 +122,8 @@ def main() -> None:
     options = parser.parse_args()
     count = options.train_rows or {"short": 512, "long": 16}[options.rows]
     lengths = {
-        f"{part}_lengths": draw_lengths(options.rows, count, seed) for seed, part in enumerate(("train", "test"))
+        "train_lengths": draw_lengths(options.rows, count, seed=0),
+        "test_lengths": draw_lengths(options.rows, 2 * count, seed=1),
     }
     recipes = make_recipes(options)
     runs = {name: [] for name in recipes}
@@ -136,11 +137,9 @@ def main() -> None:
     rates = [run["matrix_gflops"] for measured in runs.values() for run in measured if "error" not in run]
     table = pd.DataFrame([summarize(name, measured, parameters) for name, measured in runs.items()]).fillna("")
     environment = helpers.describe_environment()
-    print(
-        f"\n{options.model}, {options.rows} rows, {count} to train on and {2 * count} to evaluate, {options.repetitions} "
-    )
+    print(f"\n{options.model}, {options.rows} rows: {count} to train on, {2 * count} to evaluate, ", end="")
     spread = f"{statistics.median(rates):.0f} GFLOP/s ({min(rates):.0f} to {max(rates):.0f})"
-    print(f"repetitions; large matrix product: {spread}")
+    print(f"{options.repetitions} repetitions; large matrix product: {spread}")
     print(f"{', '.join(f'{name} {value}' for name, value in environment.items())}\n")
     print("| " + " | ".join(table.columns) + " |\n|" + "---|" * len(table.columns))
     for row in table.itertuples(index=False):
