@@ -139,7 +139,7 @@ def test_ctrl_c_keeps_the_best_model_and_says_so(new_trainer, capsys):
     with guard_training(trainer) as checkpoint:
         training = trainer.train(resume_from_checkpoint=checkpoint)
     assert (
-        "Training was interrupted after step 13 of 16. The model is that of step 10, the best so far (validation F1 "
+        "Training was interrupted after step 13 of 16. The model is that of step 10, the best so far (validation f1 "
         f"{trainer.state.best_metric:.3f}): the cells below can be run." in capsys.readouterr().out
     )
     assert trainer.evaluate()["eval_f1"] == trainer.state.best_metric
