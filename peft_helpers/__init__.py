@@ -55,6 +55,7 @@ from peft_helpers.plots import (
     plot_class_balance,
     plot_confusions,
     plot_methods,
+    plot_perplexity,
     plot_token_lengths,
     plot_training,
 )
@@ -81,8 +82,8 @@ __all__ = [
     "load_dataset_arguments", "load_documents", "load_language_model", "load_saved_language_model", "majority_class",
     "make_blocks", "make_language_model_trainer", "make_trainer", "mcnemar_p_value", "most_confident_errors",
     "package_submission", "parse_run_config", "plan_comparison", "plan_language_modelling", "plot_before_after",
-    "plot_class_balance", "plot_confusions", "plot_methods", "plot_token_lengths", "plot_training", "predict",
-    "prepare_splits", "quantization_arguments", "quantization_config", "quantization_problem", "replace_folder",
+    "plot_class_balance", "plot_confusions", "plot_methods", "plot_perplexity", "plot_token_lengths", "plot_training",
+    "predict", "prepare_splits", "quantization_arguments", "quantization_config", "quantization_problem", "replace_folder",
     "report_per_class", "run_language_model", "run_method", "run_methods", "run_reference_points",
     "save_language_model", "save_model_card", "save_run_config", "saved_classifier_arguments", "set_padding",
     "sort_target_modules", "summarize_methods", "token_losses", "tokenize_blocks", "tokenize_dataset",

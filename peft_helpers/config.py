@@ -28,8 +28,9 @@ MODEL_SETTINGS = {
         "num_train_epochs": 4,
         "lora_alpha": 32,
         "lora_dropout": 0.1,
-        "lm_learning_rate": 2e-3,
-        "lm_num_train_epochs": 1.5,
+        "block_size": 64,
+        "lm_learning_rate": 4e-3,
+        "lm_num_train_epochs": 1.2,
     },
 }
 # An epoch of BBC News is several passages of each article.
