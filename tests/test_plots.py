@@ -11,6 +11,7 @@ from peft_helpers import (
     plot_class_balance,
     plot_confusions,
     plot_methods,
+    plot_perplexity,
     plot_token_lengths,
     plot_training,
     prepare_splits,
@@ -102,7 +103,7 @@ def test_methods_stand_at_their_costs_with_the_reference_points_as_lines(summary
 def test_perplexity_is_drawn_with_the_checkpoint_that_is_kept():
     history = [{"epoch": n / 2, "eval_perplexity": value} for n, value in ((1, 80.0), (2, 70.5), (3, 71.0))]
     untuned, tuned = ({"perplexity": value, "predicted_tokens": 1234} for value in (90.04, 75.5))
-    left, right = plots.plot_perplexity([{"epoch": 0.5, "loss": 4.0}, *history], untuned, tuned).axes
+    left, right = plot_perplexity([{"epoch": 0.5, "loss": 4.0}, *history], untuned, tuned).axes
     curve, kept = left.lines
     assert curve.get_ydata().tolist() == [80.0, 70.5, 71.0]
     assert kept.get_xydata().tolist() == [[1.0, 70.5]]
