@@ -9,7 +9,13 @@ import torch
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+)
 
 from peft_helpers.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
@@ -21,7 +27,7 @@ _LEADS_ELSEWHERE = ("auto_mapping", "revision", "megatron_config", "adapters", "
                     "tokenizer_name_or_path", "prompt_tuning_init_state_dict_path")  # fmt: skip
 
 
-def check_adapter(adapter_dir: str | Path, model_name_or_path: str, label_names: list[str]) -> None:
+def check_adapter(adapter_dir: str | Path, model_name_or_path: str, label_names: list[str] | None) -> None:
     """Check that the adapter in ``adapter_dir`` can be loaded safely, and is one for this model and these labels.
 
     Reads the folder's JSON files and tokenizer, the names and shapes of its tensors, and the base model's
@@ -30,7 +36,7 @@ def check_adapter(adapter_dir: str | Path, model_name_or_path: str, label_names:
     Args:
         adapter_dir: folder of the adapter.
         model_name_or_path: the base model to load it with, as ``adapter_config.json`` has to name it.
-        label_names: the labels of the data set, in the order of their numbers.
+        label_names: the labels of the data set, in the order of their numbers; None for a language model.
 
     Raises:
         FileNotFoundError: the folder or a file in it is missing, or the weights are pickled, which are never opened.
@@ -40,18 +46,20 @@ def check_adapter(adapter_dir: str | Path, model_name_or_path: str, label_names:
     folder = Path(adapter_dir)
     _check_files(folder)
     adapter, model, tokenizer = (_read_json(folder / name) for name in _CONFIGS)
-    _check_peft_config(adapter, model_name_or_path)
+    _check_peft_config(adapter, model_name_or_path, "SEQ_CLS" if label_names is not None else "CAUSAL_LM")
     _check_custom_code(folder, model, tokenizer)
-    _check_labels(folder, model, label_names)
+    if label_names is not None:
+        _check_labels(folder, model, label_names)
     saved = _read_shapes(folder / ADAPTER_WEIGHTS)
-    base = AutoConfig.from_pretrained(model_name_or_path, num_labels=len(label_names))
+    labels = {} if label_names is None else {"num_labels": len(label_names)}
+    base = AutoConfig.from_pretrained(model_name_or_path, **labels)
     if model.get("model_type") != base.model_type:
         raise ValueError(
             f"{folder / 'config.json'} is of a {model.get('model_type')!r} model, but {model_name_or_path} is "
             f"{base.model_type!r}; load the adapter with the model that it was trained on."
         )
     _check_tokenizer(folder, base)
-    _check_shapes(saved, _expected_shapes(folder, base), model_name_or_path)
+    _check_shapes(saved, _expected_shapes(folder, base, adapter["task_type"]), model_name_or_path)
 
 
 def _check_files(folder: Path) -> None:
@@ -89,14 +97,15 @@ def _read_json(path: Path) -> dict:
     return content
 
 
-def _check_peft_config(adapter: dict, model_name_or_path: str) -> None:
+def _check_peft_config(adapter: dict, model_name_or_path: str, task_type: str) -> None:
     peft_type = str(adapter.get("peft_type"))
     if peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise ValueError(f"{ADAPTER_CONFIG} has the peft_type {peft_type!r}, which peft {version('peft')} does not "
                          "know; load it with the version of peft that made it.")  # fmt: skip
-    if adapter.get("task_type") != "SEQ_CLS":
-        raise ValueError(f"{ADAPTER_CONFIG} has the task_type {adapter.get('task_type')!r}, expected 'SEQ_CLS': this "
-                         "is no sequence classifier, or it was saved without its head; train it anew.")  # fmt: skip
+    if adapter.get("task_type") != task_type:
+        what = {"SEQ_CLS": "no sequence classifier, or it was saved without its head", "CAUSAL_LM": "no language model"}
+        raise ValueError(f"{ADAPTER_CONFIG} has the task_type {adapter.get('task_type')!r}, expected {task_type!r}: "
+                         f"this is {what[task_type]}; train it anew.")  # fmt: skip
     found = adapter.get("base_model_name_or_path")
     if found != model_name_or_path:
         raise ValueError(
@@ -167,13 +176,14 @@ def _check_tokenizer(folder: Path, base: PreTrainedConfig) -> None:
                          "embeddings: it is another model's; save the tokenizer that was trained with.")  # fmt: skip
 
 
-def _expected_shapes(folder: Path, base: PreTrainedConfig) -> dict[str, list[int]]:
+def _expected_shapes(folder: Path, base: PreTrainedConfig, task_type: str) -> dict[str, list[int]]:
     """Return the shapes of the adapter's tensors when its configuration is put on the base model."""
     try:
         with torch.device("meta"):  # shapes without weights
             peft_config = PeftConfig.from_pretrained(folder)
             peft_config.inference_mode = True
-            model = AutoModelForSequenceClassification.from_config(base)
+            kind = AutoModelForSequenceClassification if task_type == "SEQ_CLS" else AutoModelForCausalLM
+            model = kind.from_config(base)
             peft_model = get_peft_model(model, peft_config, low_cpu_mem_usage=True)
     except Exception as error:  # whatever PEFT raises, the reason is the same
         raise ValueError(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 from peft import PeftModel
 
-from peft_helpers.config import RunConfig
+from peft_helpers.config import LM_FIELDS, RunConfig
 
 RUN_FILE = "run_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -22,7 +22,7 @@ _SAVED_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, RUN_FILE, "README.md", "config.
                 "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")  # fmt: skip
 # Where a run writes and what else it compares, not what makes the adapter.
 _NOT_COMPARED = {"output_dir", "overwrite_output_dir", "checkpoint_dir", "profile", "comparison_methods",
-                 "comparison_steps", "comparison_seeds", "comparison_file"}  # fmt: skip
+                 "comparison_steps", "comparison_seeds", "comparison_file", *LM_FIELDS}  # fmt: skip
 
 
 def check_output_dir(config: RunConfig) -> None:

@@ -18,18 +18,31 @@ TINY_GPT2 = "./" + os.path.relpath(Path(__file__).parent / "tiny_gpt2").replace(
 PROFILES = {
     "gpt2-sst2": {"model_name_or_path": "gpt2", "dataset_name": "stanfordnlp/sst2"},
     "gpt2-imdb": {"model_name_or_path": "gpt2", "dataset_name": "stanfordnlp/imdb"},
-    "offline": {"model_name_or_path": TINY_GPT2, "dataset_name": BBC_NEWS},
+    "offline": {"model_name_or_path": TINY_GPT2, "dataset_name": BBC_NEWS, "lm_dataset_name": BBC_NEWS},
 }
 
 # A model of width 128 wants larger steps than one of width 768; chosen on BBC News' validation rows.
 MODEL_SETTINGS = {
-    TINY_GPT2: {"learning_rate": 2e-3, "num_train_epochs": 4, "lora_alpha": 32},
+    TINY_GPT2: {
+        "learning_rate": 2e-3,
+        "num_train_epochs": 4,
+        "lora_alpha": 32,
+        "block_size": 64,
+        "lm_learning_rate": 4e-3,
+        "lm_num_train_epochs": 1.2,
+    },
 }
 # An epoch of BBC News is several passages of each article.
 DATASET_SETTINGS = {BBC_NEWS: {"max_length": 128, "num_train_epochs": 1.2}, "stanfordnlp/imdb": {"max_length": 512}}
 # Meant for about ten minutes with GPT-2 (124M) on a CPU of 2 cores, not measured yet; a GPU takes every row.
 CPU_SETTINGS = {
-    "stanfordnlp/sst2": {"max_train_rows": 3000, "comparison_steps": 40, "comparison_seeds": 1},
+    "stanfordnlp/sst2": {
+        "max_train_rows": 3000,
+        "comparison_steps": 40,
+        "comparison_seeds": 1,
+        "lm_num_train_epochs": 0.1,
+        "lm_max_eval_rows": 32,
+    },
     "stanfordnlp/imdb": {
         "max_train_rows": 200,
         "max_eval_rows": 50,
@@ -38,6 +51,7 @@ CPU_SETTINGS = {
         "comparison_methods": ["head-only", "lora-r8"],
         "comparison_steps": 20,
         "comparison_seeds": 1,
+        "lm_max_eval_rows": 32,
     },
 }
 
@@ -97,6 +111,18 @@ class RunConfig:
         "method_comparison.jsonl", "file that results of the comparison are kept in: an interrupted one goes on from it"
     )
     comparison_seeds: int = _option(3, "seeds for each of LoRA, DoRA and IA3; the other methods take one")
+    lm_dataset_name: str = _option(
+        "auto",
+        "texts of the language modelling part: dataset id on the Hub, local file (also .txt), bbc-news, or auto: "
+        "WikiText-2 if it can be had, else bbc-news",
+    )
+    lm_dataset_config_name: str | None = _option(
+        None, "configuration of lm_dataset_name; of bbc-news the topic (default: sports)"
+    )
+    block_size: int = _option(128, "tokens of each of the blocks that these texts are cut into")
+    lm_learning_rate: float = _option(5e-4, "learning_rate of the language modelling part")
+    lm_num_train_epochs: float = _option(1.0, "num_train_epochs of the language modelling part")
+    lm_max_eval_rows: int | None = _option(None, "max_eval_rows of the language modelling part (default: the same)")
     seed: int = _option(42, "seed of the head, of LoRA, of the order of the rows and of subsets")
     output_dir: str = _option("lora_adapter", "folder that the adapter is saved in")
     overwrite_output_dir: bool = _option(False, "replace an adapter of another run in output_dir")
@@ -109,7 +135,8 @@ class RunConfig:
             raise ValueError(f"Unknown profile {self.profile!r}; the known ones are auto, {', '.join(PROFILES)}.")
         for name in ("max_length", "max_train_rows", "max_eval_rows", "lora_r", "lora_alpha", "learning_rate",
                      "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size",
-                     "gradient_accumulation_steps", "comparison_steps", "comparison_seeds"):  # fmt: skip
+                     "gradient_accumulation_steps", "comparison_steps", "comparison_seeds", "block_size",
+                     "lm_learning_rate", "lm_num_train_epochs", "lm_max_eval_rows"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value}; it must be greater than 0.")
@@ -117,6 +144,10 @@ class RunConfig:
             raise ValueError(f"lora_dropout is {self.lora_dropout}; it must be at least 0 and below 1.")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed is {self.seed}; it must be at least 0 and below 2**32.")
+
+
+# What the language modelling part takes in place of the fields of the same name; nothing else goes by them.
+LM_FIELDS = ("block_size", *(option.name for option in fields(RunConfig) if option.name.startswith("lm_")))
 
 
 class _RaisingParser(HfArgumentParser):
@@ -164,6 +195,6 @@ def _choose_profile(profile: str, named: set[str]) -> tuple[str, str]:
     return ("gpt2-sst2" if available else "offline"), reason
 
 
-def _suitable_settings(model_name_or_path: str = "", dataset_name: str = "") -> dict:
+def _suitable_settings(model_name_or_path: str = "", dataset_name: str = "", **_) -> dict:
     settings = MODEL_SETTINGS.get(model_name_or_path, {}) | DATASET_SETTINGS.get(dataset_name, {})
     return settings if torch.accelerator.is_available() else settings | CPU_SETTINGS.get(dataset_name, {})

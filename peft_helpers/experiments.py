@@ -25,7 +25,7 @@ from transformers import (
 from peft_helpers.batches import LengthTrainer
 from peft_helpers.checkpoints import digest_rows
 from peft_helpers.checks import assert_same_logits
-from peft_helpers.config import RunConfig
+from peft_helpers.config import LM_FIELDS, RunConfig
 from peft_helpers.memory import PeakMemory
 from peft_helpers.methods import METHODS, Method, adapt_model, find_method, learning_rate
 from peft_helpers.models import empty_model, load_base_model
@@ -35,7 +35,7 @@ from peft_helpers.training import training_arguments
 
 # Where a run writes, and what the comparison sets itself.
 _NOT_DECISIVE = {"profile", "output_dir", "overwrite_output_dir", "checkpoint_dir", "seed", "comparison_methods",
-                 "comparison_seeds", "comparison_file"}  # fmt: skip
+                 "comparison_seeds", "comparison_file", *LM_FIELDS}  # fmt: skip
 REPEATED = ("lora-r8", "dora", "ia3")  # methods that run with `RunConfig.comparison_seeds` seeds
 RELOAD_ROWS = 64  # on which the reloaded adapter is compared with the one in memory
 

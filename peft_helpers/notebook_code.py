@@ -13,6 +13,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 
 # The kind of a step, by the dotted name of the call that takes it; the first that matches.
 _KINDS = {
+    "other task": r"\bAuto(Peft)?ModelFor(?!SequenceClassification)\w+\.from_pretrained$",
     "check": r"\b(check|package)_submission$",
     "reload": r"\b(AutoPeftModel\w*|PeftModel\w*)\.from_pretrained$|\bload_\w*adapter$",
     "classifier": r"ForSequenceClassification\.from_pretrained$|\bload_base_model$",
@@ -32,7 +33,7 @@ _MUTATORS = {"append", "extend", "add", "add_batch", "update", "insert"}
 _TIMERS = r"\s*%{1,2}(time|timeit|capture|prun|memit)\b.*"
 _DEPTH, _CALLS = 6, 2000  # functions that call functions: where following them ends
 
-FOUNDATION, RELOADED = "foundation", "reloaded"
+FOUNDATION, RELOADED, OTHER = "foundation", "reloaded", "other task"
 RESULTS = {FOUNDATION: "result of the foundation model", RELOADED: "result of the reloaded model"}
 
 
@@ -68,8 +69,9 @@ class CodeReader:
     Every variable has marks: ``FOUNDATION`` if it holds, or was made with, a classifier not yet trained, ``RELOADED``
     if one loaded after training, and `RESULTS` of either if it was measured with one. Whatever is computed from a
     variable has its marks. So ``trainer.evaluate()`` after the reload has no mark when ``trainer`` was made before,
-    even if the reloaded model has taken the old one's name. Functions that are defined in cells are followed where
-    they are called; classes are not.
+    even if the reloaded model has taken the old one's name. ``OTHER`` marks a model of another task, such as a language
+    model: what is trained, saved or loaded of it is no step of the hand-in. Functions that are defined in cells are
+    followed where they are called; classes are not.
     """
 
     def __init__(self):
@@ -212,6 +214,10 @@ class CodeReader:
         folder = self._folder(call, kind, name)
         if kind == "classifier" and folder and folder in self._folders("save"):
             kind = "reload"  # transformers finds the adapter in the folder and loads its foundation model with it
+        if kind == "other task":
+            return {OTHER}
+        if OTHER in marks and kind in ("peft model", "training", "save", "measuring"):
+            return marks
         trained = "training" in self._kinds()
         if kind in ("save", "reload") and not trained:
             return marks  # of something else

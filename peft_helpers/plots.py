@@ -143,3 +143,23 @@ def _draw_reference_points(axis: Axes, summary: pd.DataFrame, lowest: float) -> 
             line.set_label(f"{name}: {score:.3f}{' (below)' if is_far_below else ''}")
     scores = summary["f1"][summary["f1"] > lowest - 0.2]
     axis.set_ylim(min(scores.min(), lowest) - 0.02, summary["f1_high"].max() + 0.01)
+
+
+def plot_perplexity(log_history: list[dict], untuned: dict[str, float], tuned: dict[str, float]) -> Figure:
+    """Draw the validation perplexity of ``trainer.state.log_history`` over the epochs, and that of the test blocks.
+
+    ``untuned`` and ``tuned`` are the results of `evaluate_perplexity` on the test blocks before and after training.
+    """
+    evaluated = pd.DataFrame([entry for entry in log_history if "eval_perplexity" in entry])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", width_ratios=(2, 1))
+    left.plot(evaluated["epoch"], evaluated["eval_perplexity"], color=DARK, marker="s")
+    best = evaluated.loc[evaluated["eval_perplexity"].idxmin()]
+    left.plot(best["epoch"], best["eval_perplexity"], color=LINE, marker="*", markersize=16, linestyle="", label="kept")
+    left.set(xlabel="epoch", ylabel="perplexity", title="Validation blocks")
+    left.legend()
+    bars = right.bar(["untuned", "LoRA"], [untuned["perplexity"], tuned["perplexity"]], color=[LIGHT, DARK],
+                     edgecolor="black", linewidth=0.5)  # fmt: skip
+    right.bar_label(bars, fmt="%.1f", padding=2)
+    right.margins(y=0.12)
+    right.set(title=f"Test blocks ({tuned['predicted_tokens']:,} tokens)")
+    return figure

@@ -41,7 +41,7 @@ def predict(
     """
     order = longest_first(dataset)
     arguments = evaluation_arguments(config) | {"disable_tqdm": disable_tqdm}
-    with _never_trained(model):
+    with never_trained(model):
         trainer = LengthTrainer(
             model=model,
             args=TrainingArguments(**arguments, output_dir=tempfile.gettempdir()),
@@ -55,7 +55,7 @@ def predict(
 
 
 @contextmanager
-def _never_trained(model: PreTrainedModel) -> Iterator[None]:
+def never_trained(model: PreTrainedModel) -> Iterator[None]:
     """Have the Trainer take a 4-bit model without adapter, which it refuses since that could not be trained."""
     if not getattr(model, "is_quantized", False) or isinstance(model, PeftModel):
         yield

@@ -124,7 +124,7 @@ def _memory_settings(trainer: Trainer, training: bool) -> Iterator[str]:
         yield "--activation_checkpointing (computes activations twice instead of keeping them)"
     if not getattr(trainer.model, "is_loaded_in_4bit", False):
         yield "--load_in_4bit (QLoRA: the frozen weights in 4 bits)"
-    yield "--max_length with fewer tokens"
+    yield "--max_length with fewer tokens (--block_size in language modelling)"
 
 
 def smaller_batch(per_device_train_batch_size: int, gradient_accumulation_steps: int) -> tuple[int, int]:

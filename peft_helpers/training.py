@@ -91,7 +91,7 @@ def make_trainer(
         OSError: there is too little space for the checkpoints or for the adapter; see `check_space`.
         PermissionError: the folder of the checkpoints is not this user's alone; see `make_checkpoint_folder`.
     """
-    _check_steps(tokenized["train"].num_rows, config)
+    check_steps(tokenized["train"].num_rows, config)
     validation = tokenized["validation"]
     check_space(config, model, tokenizer, CHECKPOINTS + 1)  # the third is being written while two are kept
     key = run_key(training_arguments(config, output_dir="not part of the key"), model, tokenized)
@@ -111,7 +111,12 @@ def make_trainer(
     return trainer
 
 
-def _check_steps(rows: int, config: RunConfig) -> None:
+def check_steps(rows: int, config: RunConfig) -> None:
+    """Check that ``rows`` make more than the one step whose learning rate is still 0.
+
+    Raises:
+        ValueError: they do not; the message says what to change.
+    """
     rows_a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
     if config.num_train_epochs * math.ceil(rows / rows_a_step) < 2:
         raise ValueError(
@@ -221,6 +226,7 @@ def _report_interrupt(trainer: LengthTrainer) -> None:
     state = trainer.state
     print(
         f"Training was interrupted after step {state.global_step} of {state.max_steps}. The model is that of step "
-        f"{state.best_global_step}, the best so far (validation F1 {state.best_metric:.3f}): the cells below can be "
-        "run. To train to the end instead, run the notebook again from the top."
+        f"{state.best_global_step}, the best so far (validation {trainer.args.metric_for_best_model} "
+        f"{state.best_metric:.3f}): the cells below can be run. To train to the end instead, run the notebook again "
+        "from the top."
     )

@@ -45,7 +45,8 @@ def test_every_cell_runs_and_the_asserts_hold(executed):
     assert [cell.execution_count for cell in code_cells(notebook)] == list(range(1, len(code_cells(notebook)) + 1))
     text = printed(notebook)
     assert "before and after LoRA was injected: 0.0" in text
-    assert "in memory and of the reloaded one: 0.0" in text
+    assert "logits of the model in memory and of the reloaded one: 0.0" in text
+    assert "perplexity of the model in memory and of the reloaded one: 0.0" in text
     assert re.search(r"[1-9]\d* of \d+ trainable tensors changed\n0 of \d+ frozen tensors changed", text)
 
 
@@ -87,6 +88,8 @@ def test_the_form_of_the_project_is_kept(committed):
         "## Performing Parameter-Efficient Fine-Tuning",
         "## Performing Inference with a PEFT Model",
         "## Comparing PEFT Methods",
+        "## Language Modelling and Text Generation",
+        "## What to Hand In",
     ]
     for choice in ("PEFT technique", "Model", "Evaluation approach", "Fine-tuning dataset"):
         assert f"* **{choice}:**" in markdown

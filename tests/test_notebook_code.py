@@ -235,3 +235,23 @@ def test_odd_escapes_do_not_warn():
 def test_magics_are_left_out():
     assert isinstance(parse_cell("%matplotlib inline\nx = 1").body[-1], ast.Assign)
     assert parse_cell("%%capture\n").body == []
+
+
+@pytest.mark.parametrize("name", ["model", "language_model"])
+def test_a_language_model_is_no_step_of_the_hand_in(name):
+    language_model = f"""
+from transformers import AutoModelForCausalLM
+from peft import AutoPeftModelForCausalLM, get_peft_model
+{name} = AutoModelForCausalLM.from_pretrained("gpt2")
+{name} = get_peft_model({name}, lora)
+lm_trainer = Trainer(model={name})
+lm_trainer.train()
+{name}.save_pretrained("language_adapter")
+lm_loaded = AutoPeftModelForCausalLM.from_pretrained("language_adapter")
+lm_loaded.generate(input_ids=ids)
+"""
+    assert kinds(START, language_model) == kinds(START)
+    assert kinds(LOADED, language_model) == kinds(LOADED)
+    reader, _ = read(START, language_model, TRAINED.removeprefix(START))
+    assert [step.folder for step in reader.steps if step.kind == "save"] == (["adapter"] if name != "model" else [])
+    assert read(LOADED, language_model, "loaded.evaluate()")[1] == {TUNED}

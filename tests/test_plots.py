@@ -11,6 +11,7 @@ from peft_helpers import (
     plot_class_balance,
     plot_confusions,
     plot_methods,
+    plot_perplexity,
     plot_token_lengths,
     plot_training,
     prepare_splits,
@@ -97,3 +98,14 @@ def test_methods_stand_at_their_costs_with_the_reference_points_as_lines(summary
     lines = {line.get_label(): line.get_ydata()[0] for line in right.lines if ":" in str(line.get_label())}
     assert lines == {"majority class: 0.080 (below)": 0.08, "TF-IDF + logistic regression: 0.950": 0.95}
     assert right.get_ylim()[0] > 0.7  # so that the methods can be told apart
+
+
+def test_perplexity_is_drawn_with_the_checkpoint_that_is_kept():
+    history = [{"epoch": n / 2, "eval_perplexity": value} for n, value in ((1, 80.0), (2, 70.5), (3, 71.0))]
+    untuned, tuned = ({"perplexity": value, "predicted_tokens": 1234} for value in (90.04, 75.5))
+    left, right = plot_perplexity([{"epoch": 0.5, "loss": 4.0}, *history], untuned, tuned).axes
+    curve, kept = left.lines
+    assert curve.get_ydata().tolist() == [80.0, 70.5, 71.0]
+    assert kept.get_xydata().tolist() == [[1.0, 70.5]]
+    assert [text.get_text() for text in right.texts] == ["90.0", "75.5"]
+    assert right.get_title() == "Test blocks (1,234 tokens)"

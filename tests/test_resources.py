@@ -89,7 +89,7 @@ WINDOWS = (
 SETTINGS = (
     r"Set one or more of these and run again: --per_device_train_batch_size 1 --gradient_accumulation_steps 4 "
     r"\(as many rows for each update as before: 4\); --activation_checkpointing \(.*\); --load_in_4bit \(QLoRA: .*\); "
-    r"--max_length with fewer tokens\."
+    r"--max_length with fewer tokens \(--block_size in language modelling\)\."
 )
 
 

@@ -144,7 +144,7 @@ def test_ctrl_c_keeps_the_best_model_and_says_so(new_trainer, capsys):
     assert best < 12  # the model of the last step is not the one that is kept
     assert (
         f"Training was interrupted after step 13 of 16. The model is that of step {best}, the best so far (validation "
-        f"F1 {trainer.state.best_metric:.3f}): the cells below can be run." in capsys.readouterr().out
+        f"f1 {trainer.state.best_metric:.3f}): the cells below can be run." in capsys.readouterr().out
     )
     assert trainer.evaluate()["eval_f1"] == trainer.state.best_metric
     assert training.metrics["train_runtime"] > 0
