@@ -5,10 +5,11 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import DatasetDict
 from filelock import FileLock, Timeout
 from transformers import (
@@ -25,6 +26,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from peft_helpers.checkpoints import find_checkpoint, make_checkpoint_folder, run_key
 from peft_helpers.config import RunConfig
 from peft_helpers.metrics import compute_metrics
+from peft_helpers.processes import OneDeviceArguments, process_state, report_idle_gpus
 from peft_helpers.resources import check_space, explain_out_of_memory
 
 EVALUATIONS = 10  # a run: enough points for a curve and for early stopping
@@ -42,6 +44,7 @@ def evaluation_arguments(config: RunConfig) -> dict:
     return {
         "seed": config.seed,
         "per_device_eval_batch_size": config.per_device_eval_batch_size,
+        "use_cpu": not torch.accelerator.is_available(),  # else several processes would not know of each other
         "bf16": bf16,
         "fp16": cuda and not bf16,
         "dataloader_pin_memory": cuda,
@@ -55,7 +58,7 @@ def training_arguments(config: RunConfig, output_dir: str) -> TrainingArguments:
 
     ``output_dir`` is for the checkpoints.
     """
-    return TrainingArguments(
+    return OneDeviceArguments(
         **evaluation_arguments(config),
         output_dir=output_dir,
         num_train_epochs=config.num_train_epochs,
@@ -66,6 +69,7 @@ def training_arguments(config: RunConfig, output_dir: str) -> TrainingArguments:
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         activation_checkpointing=config.activation_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},  # the reentrant one can lose LoRA's gradients
+        ddp_find_unused_parameters=False,  # with several processes: every weight that is trained has a gradient
         train_sampling_strategy="group_by_length",
         eval_strategy="steps",
         eval_steps=1 / EVALUATIONS,
@@ -92,6 +96,7 @@ def make_trainer(
         OSError: there is too little space for the checkpoints or for the adapter; see `check_space`.
         PermissionError: the folder of the checkpoints is not this user's alone; see `make_checkpoint_folder`.
     """
+    report_idle_gpus()
     _check_steps(tokenized["train"].num_rows, config)
     check_space(config, model, tokenizer, CHECKPOINTS + 1)  # the third is being written while two are kept
     key = run_key(training_arguments(config, output_dir="not part of the key"), model, tokenized)
@@ -112,7 +117,8 @@ def make_trainer(
 
 
 def _check_steps(rows: int, config: RunConfig) -> None:
-    rows_a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    processes = process_state().num_processes
+    rows_a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
     if config.num_train_epochs * math.ceil(rows / rows_a_step) < 2:
         raise ValueError(
             f"{rows} rows, {rows_a_step} a step, for {config.num_train_epochs:g} epochs make one training step, in "
@@ -124,13 +130,17 @@ class SeedEachEpoch(TrainerCallback):
     """Draws the order of each epoch's rows from the seed and the epoch's number.
 
     By default the sampler draws from torch's global generator, and a resumed run, which has not gone through the
-    earlier epochs, would have another order.
+    earlier epochs, would have another order. Several processes take the rows of a step from the order that one process
+    with as many rows a step would take.
     """
 
     def on_epoch_begin(self, args, state, control, train_dataloader, **kwargs) -> None:
         """Give the sampler of ``train_dataloader`` a generator of its own."""
-        sampler = train_dataloader.batch_sampler.sampler
+        batch_sampler = train_dataloader.batch_sampler
+        # For several processes, Accelerate has put one that deals out the batches around it.
+        sampler = getattr(batch_sampler, "batch_sampler", batch_sampler).sampler
         sampler.generator = torch.Generator().manual_seed(args.seed + int(state.epoch))
+        sampler.batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
 @contextmanager
@@ -141,26 +151,32 @@ def guard_training(trainer: Trainer) -> Iterator[str | None]:
     with the best model so far. Running out of memory becomes a message with what to change. The checkpoints are
     removed when training has ended, and kept when it was interrupted.
 
+    Of several processes, the first one looks after the checkpoints; Ctrl-C then ends them all at once, since those
+    that stop would leave the others waiting.
+
     Raises:
         FileExistsError: another process is training the same run.
         MemoryError: memory ran out; see `explain_out_of_memory`.
     """
     folder = Path(trainer.args.output_dir)
     folder.mkdir(mode=0o700, exist_ok=True)  # it was removed if this trainer has trained before
+    main = process_state().is_main_process
     with (
-        _lock(folder),
-        _report_error(folder),
+        _lock(folder) if main else nullcontext(),
+        _report_error(folder) if main else nullcontext(),
         _stop_at_interrupt(trainer) as interrupt,
         explain_out_of_memory(trainer),
     ):
-        checkpoint = find_checkpoint(folder)
-        if checkpoint is not None:
+        checkpoint = find_checkpoint(folder) if main else None
+        (checkpoint,) = broadcast_object_list([checkpoint])
+        if checkpoint is not None and main:
             print(f"Resuming from step {_step(checkpoint)} of an interrupted run.")
         yield checkpoint
     interrupted = interrupt.requested and trainer.state.global_step < trainer.state.max_steps
     if interrupted:
         _report_interrupt(trainer)
-    if not interrupted or get_last_checkpoint(folder) is None:
+    process_state().wait_for_everyone()
+    if main and (not interrupted or get_last_checkpoint(folder) is None):
         shutil.rmtree(folder)
 
 
@@ -220,12 +236,12 @@ def _stop_at_interrupt(trainer: Trainer) -> Iterator[StopAtInterrupt]:
     callback = StopAtInterrupt()
     trainer.add_callback(callback)
     # Python hands signals to the main thread only.
-    main = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGINT, callback.request) if main else None
+    handled = threading.current_thread() is threading.main_thread() and process_state().num_processes == 1
+    previous = signal.signal(signal.SIGINT, callback.request) if handled else None
     try:
         yield callback
     finally:
-        if main:
+        if handled:
             signal.signal(signal.SIGINT, previous)
         trainer.remove_callback(callback)
 
