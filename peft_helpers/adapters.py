@@ -13,6 +13,7 @@ import pandas as pd
 from peft import PeftModel
 
 from peft_helpers.config import LM_FIELDS, RunConfig
+from peft_helpers.processes import main_process_first, process_state
 
 RUN_FILE = "run_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -39,8 +40,9 @@ def check_output_dir(config: RunConfig) -> None:
     folder = Path(config.output_dir).resolve()
     if folder == Path(config.model_name_or_path).resolve():
         raise ValueError(f"output_dir is {config.output_dir!r}, the base model's own folder; choose another.")
-    _check_place(folder)
-    _finish_replacing(folder)
+    with main_process_first():
+        _check_place(folder)
+        _finish_replacing(folder)
     if config.overwrite_output_dir or not folder.exists() or not any(folder.iterdir()):
         return
     what = _difference(folder, config)
@@ -84,11 +86,22 @@ def replace_folder(folder: str | Path) -> Iterator[Path]:
     beside it, under a name that begins with a dot. The user's own files in ``folder``, those that no save writes, are
     carried over. A symbolic link stays: what it leads to is replaced.
 
+    Of several processes, what the first one writes is kept. The others write into a temporary folder, so that all can
+    run the same lines, and go on when ``folder`` is in its place.
+
     Raises:
         FileExistsError: ``folder`` is a file.
         OSError: nothing can be written beside ``folder``, or the disk is full; a note says that nothing was changed.
         ValueError: ``folder`` holds the current folder.
     """
+    state = process_state()
+    with _replace(folder) if state.is_main_process else tempfile.TemporaryDirectory() as new:
+        yield Path(new)
+    state.wait_for_everyone()
+
+
+@contextmanager
+def _replace(folder: str | Path) -> Iterator[Path]:
     folder = Path(folder).resolve()
     _check_place(folder)
     _finish_replacing(folder)

@@ -31,6 +31,7 @@ def run_key(args: TrainingArguments, model: torch.nn.Module, tokenized: DatasetD
     digests = fingerprint_parameters(model)
     parts = {
         "arguments": {name: value for name, value in args.to_dict().items() if name != "output_dir"},
+        "processes": args.world_size,
         "layers": str(model),
         "adapters": {name: adapter.to_dict() for name, adapter in getattr(model, "peft_config", {}).items()},
         "trainable": trainable,

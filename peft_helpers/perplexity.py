@@ -12,11 +12,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
-    TrainingArguments,
 )
 
 from peft_helpers.config import RunConfig
 from peft_helpers.prediction import never_trained
+from peft_helpers.processes import OneDeviceArguments
 from peft_helpers.resources import explain_out_of_memory
 from peft_helpers.training import evaluation_arguments
 
@@ -77,7 +77,7 @@ def evaluate_perplexity(
     with never_trained(model):
         trainer = Trainer(
             model=model,
-            args=TrainingArguments(**evaluation_arguments(config), output_dir=tempfile.gettempdir()),
+            args=OneDeviceArguments(**evaluation_arguments(config), output_dir=tempfile.gettempdir()),
             **perplexity_arguments(tokenizer),
         )
     with explain_out_of_memory(trainer):

@@ -14,13 +14,13 @@ from transformers import (
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainingArguments,
 )
 from transformers.trainer_utils import PredictionOutput
 
 from peft_helpers.batches import LengthTrainer, longest_first
 from peft_helpers.config import RunConfig
 from peft_helpers.metrics import compute_metrics
+from peft_helpers.processes import OneDeviceArguments
 from peft_helpers.resources import explain_out_of_memory
 from peft_helpers.tokenization import encode_texts
 from peft_helpers.training import evaluation_arguments
@@ -44,7 +44,7 @@ def predict(
     with never_trained(model):
         trainer = LengthTrainer(
             model=model,
-            args=TrainingArguments(**arguments, output_dir=tempfile.gettempdir()),
+            args=OneDeviceArguments(**arguments, output_dir=tempfile.gettempdir()),
             data_collator=DataCollatorWithPadding(tokenizer),
             compute_metrics=compute_metrics,
         )

@@ -5,10 +5,11 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import DatasetDict
 from filelock import FileLock, Timeout
 from transformers import (
@@ -25,6 +26,7 @@ from peft_helpers.batches import LengthTrainer, longest_first
 from peft_helpers.checkpoints import find_checkpoint, make_checkpoint_folder, run_key
 from peft_helpers.config import RunConfig
 from peft_helpers.metrics import compute_metrics
+from peft_helpers.processes import OneDeviceArguments, process_state, report_idle_gpus
 from peft_helpers.resources import check_space, explain_out_of_memory
 
 EVALUATIONS = 10  # a run: enough points for a curve and for early stopping
@@ -42,6 +44,7 @@ def evaluation_arguments(config: RunConfig) -> dict:
     return {
         "seed": config.seed,
         "per_device_eval_batch_size": config.per_device_eval_batch_size,
+        "use_cpu": not torch.accelerator.is_available(),  # else several processes would not know of each other
         "bf16": bf16,
         "fp16": cuda and not bf16,
         "dataloader_pin_memory": cuda,
@@ -55,7 +58,7 @@ def training_arguments(config: RunConfig, output_dir: str) -> TrainingArguments:
 
     ``output_dir`` is for the checkpoints.
     """
-    return TrainingArguments(
+    return OneDeviceArguments(
         **evaluation_arguments(config),
         output_dir=output_dir,
         num_train_epochs=config.num_train_epochs,
@@ -66,6 +69,7 @@ def training_arguments(config: RunConfig, output_dir: str) -> TrainingArguments:
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         activation_checkpointing=config.activation_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},  # the reentrant one can lose LoRA's gradients
+        ddp_find_unused_parameters=False,  # with several processes: every weight that is trained has a gradient
         eval_strategy="steps",
         eval_steps=1 / EVALUATIONS,
         eval_delay=2,  # steps: the warm-up's first has a learning rate of 0, and would count as the untrained model
@@ -91,6 +95,7 @@ def make_trainer(
         OSError: there is too little space for the checkpoints or for the adapter; see `check_space`.
         PermissionError: the folder of the checkpoints is not this user's alone; see `make_checkpoint_folder`.
     """
+    report_idle_gpus()
     check_steps(tokenized["train"].num_rows, config)
     validation = tokenized["validation"]
     check_space(config, model, tokenizer, CHECKPOINTS + 1)  # the third is being written while two are kept
@@ -117,7 +122,8 @@ def check_steps(rows: int, config: RunConfig) -> None:
     Raises:
         ValueError: they do not; the message says what to change.
     """
-    rows_a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    processes = process_state().num_processes
+    rows_a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
     if config.num_train_epochs * math.ceil(rows / rows_a_step) < 2:
         raise ValueError(
             f"{rows} rows, {rows_a_step} a step, for {config.num_train_epochs:g} epochs make one training step, in "
@@ -133,26 +139,32 @@ def guard_training(trainer: LengthTrainer) -> Iterator[str | None]:
     with the best model so far. Running out of memory becomes a message with what to change. The checkpoints are
     removed when training has ended, and kept when it was interrupted.
 
+    Of several processes, the first one looks after the checkpoints; Ctrl-C then ends them all at once, since those
+    that stop would leave the others waiting.
+
     Raises:
         FileExistsError: another process is training the same run.
         MemoryError: memory ran out; see `explain_out_of_memory`.
     """
     folder = Path(trainer.args.output_dir)
     folder.mkdir(mode=0o700, exist_ok=True)  # it was removed if this trainer has trained before
+    main = process_state().is_main_process
     with (
-        _lock(folder),
-        _report_error(folder),
+        _lock(folder) if main else nullcontext(),
+        _report_error(folder) if main else nullcontext(),
         _stop_at_interrupt(trainer) as interrupt,
         explain_out_of_memory(trainer),
     ):
-        checkpoint = find_checkpoint(folder)
-        if checkpoint is not None:
+        checkpoint = find_checkpoint(folder) if main else None
+        (checkpoint,) = broadcast_object_list([checkpoint])
+        if checkpoint is not None and main:
             print(f"Resuming from step {_step(checkpoint)} of an interrupted run.")
         yield checkpoint
     interrupted = interrupt.requested and trainer.state.global_step < trainer.state.max_steps
     if interrupted:
         _report_interrupt(trainer)
-    if not interrupted or get_last_checkpoint(folder) is None:
+    process_state().wait_for_everyone()
+    if main and (not interrupted or get_last_checkpoint(folder) is None):
         shutil.rmtree(folder)
 
 
@@ -212,12 +224,12 @@ def _stop_at_interrupt(trainer: LengthTrainer) -> Iterator[StopAtInterrupt]:
     callback = StopAtInterrupt()
     trainer.add_callback(callback)
     # Python hands signals to the main thread only.
-    main = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGINT, callback.request) if main else None
+    handled = threading.current_thread() is threading.main_thread() and process_state().num_processes == 1
+    previous = signal.signal(signal.SIGINT, callback.request) if handled else None
     try:
         yield callback
     finally:
-        if main:
+        if handled:
             signal.signal(signal.SIGINT, previous)
         trainer.remove_callback(callback)
 

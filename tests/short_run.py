@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, TrainerCallback
 
 import peft_helpers as helpers
+from peft_helpers import processes
 
 
 class Kill(TrainerCallback):
@@ -21,8 +22,11 @@ class Kill(TrainerCallback):
 
 
 def main() -> None:
+    processes.start_processes()
     config = helpers.parse_run_config()
-    dataset = helpers.prepare_splits(helpers.load_bbc_news(), config)
+    helpers.check_output_dir(config)
+    with processes.main_process_first():
+        dataset = helpers.prepare_splits(helpers.load_bbc_news(), config)
     tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
     model = helpers.load_base_model(config, dataset["train"].features["label"].names, tokenizer)
     tokenized = helpers.tokenize_dataset(dataset, tokenizer, config.max_length)
@@ -40,8 +44,12 @@ def main() -> None:
     with helpers.guard_training(trainer) as checkpoint:
         trainer.train(resume_from_checkpoint=checkpoint)
     tuned = helpers.predict(peft_model, tokenizer, tokenized["test"], config)
-    peft_model.save_pretrained(config.output_dir)
-    print(json.dumps({"metrics": helpers.compute_metrics(tuned), "log_history": trainer.state.log_history}))
+    helpers.sort_target_modules(peft_model)
+    with helpers.replace_folder(config.output_dir) as folder:
+        peft_model.save_pretrained(folder)
+    result = {"metrics": helpers.compute_metrics(tuned), "log_history": trainer.state.log_history}
+    result |= {"processes": trainer.args.world_size, "logits": tuned.predictions.tolist()}
+    print(json.dumps(result | {"label_ids": tuned.label_ids.tolist()}))
 
 
 if __name__ == "__main__":

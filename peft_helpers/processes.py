@@ -1,0 +1,79 @@
+"""Several processes, started by a launcher: the first one prints and writes, the others compute alongside."""
+
+import os
+import sys
+import warnings
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+from accelerate import PartialState
+from transformers import TrainingArguments
+
+# What the launchers tell each process of their number, as Accelerate reads it.
+_NUMBER_OF_PROCESSES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+class OneDeviceArguments(TrainingArguments):
+    """The Trainer's arguments with one device for each process.
+
+    With several visible GPUs and one process, the Trainer would wrap the model into ``torch.nn.DataParallel``, which
+    multiplies the batch and is slower than a process for each GPU.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        """The number of GPUs that this process uses: 1 or 0."""
+        return min(super().n_gpu, 1)
+
+
+def process_state() -> PartialState:
+    """Return Accelerate's state of the processes: their number, and which one this is."""
+    # Accelerate connects processes without a GPU only when it is told that they are to use the CPU.
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def start_processes() -> None:
+    """Connect with the other processes, if there are any; let the first one alone print and show its progress.
+
+    To be called at the beginning of a program.
+
+    Raises:
+        ValueError: Accelerate's launcher was asked for several processes and has started one only.
+    """
+    _check_launcher()
+    state = process_state()
+    if not state.is_main_process:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (for the rest of the process)
+        datasets.disable_progress_bars()
+        transformers.logging.disable_progress_bar()
+        transformers.logging.set_verbosity_error()
+        warnings.simplefilter("ignore")
+
+
+def _check_launcher() -> None:
+    # "accelerate launch" always sets the first, and the second when it was asked for several processes.
+    asked = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()
+    if asked and not any(name in os.environ for name in _NUMBER_OF_PROCESSES):
+        raise ValueError(
+            "accelerate launch was asked for several processes but has started one: without GPUs it leaves that to "
+            "MPI. Launch with --multi_gpu, which on a machine without GPUs starts processes on its CPU, and without "
+            "--cpu."
+        )
+
+
+def report_idle_gpus() -> None:
+    """Print a line if this is the only process and there are several GPUs."""
+    gpus = torch.cuda.device_count()
+    if gpus > 1 and process_state().num_processes == 1:
+        print(
+            f"One of {gpus} GPUs is used. To use all of them, run the command line rather than the notebook, with "
+            f"`accelerate launch --num_processes {gpus}` before it."
+        )
+
+
+def main_process_first() -> AbstractContextManager:
+    """Have the first process do what stands in the ``with`` block, then the others, who find its files in the cache."""
+    return process_state().main_process_first()
