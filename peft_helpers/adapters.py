@@ -164,6 +164,27 @@ def save_run_config(config: RunConfig, adapter_dir: str | Path) -> None:
     Path(adapter_dir, RUN_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def load_run_config(adapter_dir: str | Path) -> RunConfig:
+    """Return the configuration that `save_run_config` wrote, with the defaults of what it leaves out.
+
+    Raises:
+        FileNotFoundError: the folder, or the file in it, is missing.
+        ValueError: the file is no configuration that this version knows.
+    """
+    path = Path(adapter_dir, RUN_FILE)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Expected the file {RUN_FILE} in the adapter's folder {str(adapter_dir)!r}, found none; name a folder "
+            "that a run of this project has saved, or copy the whole folder again."
+        )
+    try:
+        return RunConfig(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:  # no JSON object, or other fields or values than ours
+        raise ValueError(
+            f"{path} is no configuration of a run ({error}); copy the folder again, or use the version that saved it."
+        ) from error
+
+
 def list_files(adapter_dir: str | Path) -> pd.DataFrame:
     """Return the files of ``adapter_dir`` with their sizes in MB (10^6 bytes)."""
     files = sorted(path for path in Path(adapter_dir).rglob("*") if path.is_file())

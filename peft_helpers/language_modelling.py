@@ -195,7 +195,7 @@ def load_saved_language_model(config: RunConfig) -> tuple[PeftModel, PreTrainedT
     Raises:
         FileNotFoundError, ValueError: see `check_adapter`.
     """
-    check_adapter(config.output_dir, config.model_name_or_path, None)
+    check_adapter(config.output_dir, config.model_name_or_path, task_type="CAUSAL_LM")
     tokenizer = AutoTokenizer.from_pretrained(config.output_dir)
     model = AutoPeftModelForCausalLM.from_pretrained(config.output_dir, **language_model_arguments(config))
     set_padding(tokenizer, model)

@@ -44,8 +44,8 @@ def save_model_card(
     scores = compare(untuned, tuned).loc[list(_REPORTED.values())]
     results = [
         EvalResult(
-            task_type="text-classification", dataset_type=_display_name(config.dataset_name),
-            dataset_name=_display_name(config.dataset_name), dataset_split="test",
+            task_type="text-classification", dataset_type=display_name(config.dataset_name),
+            dataset_name=display_name(config.dataset_name), dataset_split="test",
             metric_type=metric, metric_name=name, metric_value=round(float(scores.loc[name, "tuned"]), 4),
         )
         for metric, name in _REPORTED.items()
@@ -56,7 +56,7 @@ def save_model_card(
         library_name="peft",
         pipeline_tag="text-classification",
         tags=[peft_model.active_peft_config.peft_type.value.lower()],
-        model_name=_display_name(config.output_dir),
+        model_name=display_name(config.output_dir),
         eval_results=results,
     )
     text = _describe(peft_model, config, len(tuned.label_ids), scores.map("{:.3f}".format).to_dict("index"))
@@ -64,7 +64,7 @@ def save_model_card(
 
 
 def _describe(peft_model: PeftModel, config: RunConfig, rows: int, scores: dict[str, dict[str, str]]) -> str:
-    base, dataset = _display_name(config.model_name_or_path), _display_name(config.dataset_name)
+    base, dataset = display_name(config.model_name_or_path), display_name(config.dataset_name)
     trained, total = peft_model.get_nb_trainable_parameters()
     labels = [name for _, name in sorted(peft_model.config.id2label.items())]
     table = "\n".join(f"| {name} | {row['untuned']} | {row['tuned']} |" for name, row in scores.items())
@@ -98,7 +98,7 @@ Before and after fine-tuning, on the same {rows:,} test rows:
 From the folder that holds this one. The base model is the one that `adapter_config.json` names.
 
 ```python
-{_LOADING.format(folder=_display_name(config.output_dir))}```
+{_LOADING.format(folder=display_name(config.output_dir))}```
 
 ## Limits
 
@@ -127,6 +127,6 @@ def _is_local(name: str) -> bool:
     return name == BBC_NEWS or Path(name).exists() or Path(name).is_absolute() or name.startswith(".")
 
 
-def _display_name(name: str) -> str:
+def display_name(name: str) -> str:
     """Return the name as given, of a local path the last part only: a card has no business with others' folders."""
     return Path(name).absolute().name if _is_local(name) else name

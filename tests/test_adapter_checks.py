@@ -156,6 +156,26 @@ def test_label_names_that_are_not_numbered(adapter, check, id2label):
         check()
 
 
+def test_without_a_data_set_the_folders_own_labels_do(adapter, check):
+    change(adapter / "config.json", id2label={"0": "bad", "1": "good"})
+    check(None)
+
+
+@pytest.mark.reliability("bad input")
+@pytest.mark.parametrize("id2label", [{}, {"0": 5, "1": "positive"}], ids=["none", "a number"])
+def test_labels_that_are_no_names(adapter, check, id2label):
+    change(adapter / "config.json", id2label=id2label)
+    with pytest.raises(ValueError, match="expected an object of label names by number"):
+        check(None)
+
+
+@pytest.mark.reliability("fault")
+def test_without_a_data_set_the_weights_have_to_fit_the_folders_labels(adapter, check):
+    change(adapter / "config.json", id2label={"0": "bad", "1": "fair", "2": "good"})
+    with pytest.raises(ValueError, match=r"score.* is \[2, 16\], expected \[3, 16\]"):
+        check(None)
+
+
 @pytest.mark.reliability("bad input")
 def test_label_names_that_were_never_set(adapter, check):
     config = json.loads((adapter / "config.json").read_text())

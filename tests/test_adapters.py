@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification
 
 import peft_helpers.adapters as adapters
 from peft_helpers import adapter_size, check_output_dir, list_files, save_run_config
-from peft_helpers.adapters import replace_folder, sort_target_modules
+from peft_helpers.adapters import load_run_config, replace_folder, sort_target_modules
 
 
 @pytest.fixture
@@ -322,3 +322,32 @@ def test_files_are_listed_with_their_sizes(saved):
 
 def test_no_path_of_this_machine_is_saved(saved, config):
     assert str(saved.parent) not in (saved / "run_config.json").read_text()
+
+
+def test_the_saved_configuration_is_read_again(saved, config):
+    assert load_run_config(saved) == replace(config, output_dir="lora_adapter", checkpoint_dir=None)
+
+
+@pytest.mark.reliability("bad input")
+def test_a_folder_that_no_run_has_saved_is_named(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"run_config\.json in the adapter's folder .* found none; name a folder"
+    ):
+        load_run_config(tmp_path)
+
+
+@pytest.mark.reliability("bad input")
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "Expecting property name"),
+        ("[1]", "must be a mapping"),
+        ('{"rank": 8}', "'rank'"),
+        ('{"seed": -1}', "seed"),
+    ],
+    ids=["no JSON", "no object", "unknown field", "value out of range"],
+)
+def test_a_configuration_that_this_version_does_not_know_is_refused(content, reason, tmp_path):
+    (tmp_path / "run_config.json").write_text(content)
+    with pytest.raises(ValueError, match=f"no configuration of a run .*{reason}.*; copy the folder again, or use the"):
+        load_run_config(tmp_path)
