@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer_callback import EarlyStoppingCallback
@@ -19,6 +19,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from peft_helpers.checks import fingerprint_parameters
 from peft_helpers.config import RunConfig
+
+_STREAMED_ROWS = 1000  # by which one stream is told from another
 
 
 def run_key(args: TrainingArguments, model: torch.nn.Module, tokenized: DatasetDict) -> str:
@@ -46,8 +48,9 @@ def run_key(args: TrainingArguments, model: torch.nn.Module, tokenized: DatasetD
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def digest_rows(dataset: Dataset) -> str:
-    """Return a digest of the tokens and labels of a tokenized data set, in its order."""
+def digest_rows(dataset: Dataset | IterableDataset) -> str:
+    """Return a digest of the tokens and labels of a tokenized data set, in its order; of a stream, its beginning."""
+    dataset = dataset if isinstance(dataset, Dataset) else dataset.take(_STREAMED_ROWS)
     digest = hashlib.sha256()
     for batch in dataset.select_columns(["input_ids", "labels"]).with_format(None).iter(batch_size=1000):
         digest.update(json.dumps(batch, sort_keys=True).encode())

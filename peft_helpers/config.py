@@ -84,7 +84,9 @@ class RunConfig:
     max_train_rows: int | None = _option(
         None, "stratified subset of the training rows (default: all; a few of SST-2 and IMDB on a CPU)"
     )
-    max_eval_rows: int | None = _option(None, "stratified subset of validation and of test rows (default: all)")
+    max_eval_rows: int | None = _option(
+        None, "subset of validation and of test rows (default: all; 2,000 with streaming)"
+    )
     target_modules: str = _option(
         "all-linear", "layers that get LoRA: all-linear, or a regular expression of whole names: .*c_attn"
     )
@@ -93,6 +95,10 @@ class RunConfig:
     lora_dropout: float = _option(0.0, "dropout on the input of the LoRA matrices; takes time on a CPU")
     learning_rate: float = _option(5e-4, "peak learning rate of AdamW")
     num_train_epochs: float = _option(2.0, "passes over the training rows")
+    max_steps: int | None = _option(None, "training steps, in place of num_train_epochs")
+    streaming: bool = _option(
+        False, "read the training rows as they are needed, for more data than the disk holds; takes max_steps"
+    )
     per_device_train_batch_size: int = _option(16, "training rows a step and device")
     gradient_accumulation_steps: int = _option(
         1, "batches whose gradients are added up for one update: a quarter of the batch and four of these train alike"
@@ -134,7 +140,7 @@ class RunConfig:
         if self.profile not in ("auto", *PROFILES):
             raise ValueError(f"Unknown profile {self.profile!r}; the known ones are auto, {', '.join(PROFILES)}.")
         for name in ("max_length", "max_train_rows", "max_eval_rows", "lora_r", "lora_alpha", "learning_rate",
-                     "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size",
+                     "num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size",
                      "gradient_accumulation_steps", "comparison_steps", "comparison_seeds", "block_size",
                      "lm_learning_rate", "lm_num_train_epochs", "lm_max_eval_rows"):  # fmt: skip
             value = getattr(self, name)
@@ -142,6 +148,12 @@ class RunConfig:
                 raise ValueError(f"{name} is {value}; it must be greater than 0.")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout is {self.lora_dropout}; it must be at least 0 and below 1.")
+        if self.streaming and self.max_steps is None:
+            raise ValueError("streaming needs --max_steps: the end of a stream is not known before it is reached.")
+        if self.streaming and self.max_train_rows is not None:
+            raise ValueError("streaming takes no --max_train_rows; --max_steps tells how many rows are trained on.")
+        if self.streaming and self.dataset_name == BBC_NEWS:
+            raise ValueError(f"{BBC_NEWS} cannot be streamed; name a file, a folder or a data set on the Hub.")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed is {self.seed}; it must be at least 0 and below 2**32.")
 
@@ -175,7 +187,10 @@ def parse_run_config(arguments: str | None = None) -> RunConfig:
     values = vars(parser.parse_args(words))
     profile, reason = _choose_profile(values["profile"], named)
     chosen = PROFILES.get(profile, {}) | {name: values[name] for name in _WHAT_RUNS if name in named}
-    parser.set_defaults(**chosen, **_suitable_settings(**chosen))
+    settings = _suitable_settings(**chosen)
+    if values["streaming"]:
+        settings.pop("max_train_rows", None)
+    parser.set_defaults(**chosen, **settings)
     (config,) = parser.parse_args_into_dataclasses(words)
     print(f"Profile {profile}: {reason}.")
     return replace(config, profile=profile)

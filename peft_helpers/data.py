@@ -5,24 +5,27 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 
 from peft_helpers.config import RunConfig
 from peft_helpers.data_files import BUILDERS, data_files_arguments, extension
 
 _SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}
+_PROBED_ROWS = 100_000  # in which a label has to recur
 
 
 def load_dataset_arguments(config: RunConfig) -> dict:
     """Return the arguments with which ``datasets.load_dataset`` loads ``config.dataset_name``.
 
-    A file becomes the split ``train``; in a folder, each file is (a part of) the split that its name begins with.
+    A file becomes the split ``train``; in a folder, each file is (a part of) the split that its name begins with. With
+    ``config.streaming``, rows are read as they are needed; see `prepare_stream`.
 
     Raises:
         FileNotFoundError: the name looks like a path and there is no such file, or the folder holds no data file.
         ValueError: a file has no rows, is not UTF-8 or cannot be parsed, or the files of a folder are not of one kind.
     """
     path = Path(config.dataset_name)
+    streaming = {"streaming": True} if config.streaming else {}
     if path.is_dir():
         files = [file for file in sorted(path.iterdir()) if extension(file) in BUILDERS]
         splits = [_split_name(file) for file in files]
@@ -31,14 +34,14 @@ def load_dataset_arguments(config: RunConfig) -> dict:
     elif path.exists() or path.is_absolute() or extension(path) in BUILDERS or config.dataset_name.startswith("."):
         files, splits = [], []
     else:
-        return {"path": config.dataset_name, "name": config.dataset_config_name}
+        return {"path": config.dataset_name, "name": config.dataset_config_name} | streaming
     if not files:
         raise FileNotFoundError(
             f"dataset_name is {config.dataset_name!r}: no data file there. Expected a file or a folder of files that "
             f"end in {', '.join(BUILDERS)}{_what_is_there(path)}."
         )
     pairs = list(zip(files, splits, strict=True))
-    return data_files_arguments({split: [file for file, of in pairs if of == split] for split in splits})
+    return data_files_arguments({split: [file for file, of in pairs if of == split] for split in splits}) | streaming
 
 
 def _split_name(path: Path) -> str:
@@ -65,8 +68,9 @@ def prepare_splits(raw: DatasetDict, config: RunConfig) -> DatasetDict:
         ValueError: a column cannot be told or found or is of no use, a split is empty, there is one label only, or a
             label to be tested on never occurs in train.
     """
-    if "train" not in raw:
-        raise ValueError(f"The data set has the splits {list(raw)}; expected one named train.")
+    if isinstance(raw, IterableDatasetDict):
+        raise ValueError("A streamed data set has no tables to split; take prepare_stream, or leave out --streaming.")
+    check_train(raw)
     text_column, label_column = find_columns(raw["train"], config.text_column, config.label_column)
     labelled = encode_labels(raw, text_column, label_column)
     splits = _drop_straddling_texts(_carve_missing_splits(labelled, config.seed))
@@ -77,10 +81,21 @@ def prepare_splits(raw: DatasetDict, config: RunConfig) -> DatasetDict:
     return dataset
 
 
+def check_train(raw: DatasetDict | IterableDatasetDict) -> None:
+    """Check that there is a split named ``train``.
+
+    Raises:
+        ValueError: there is none; the message lists those that there are.
+    """
+    if "train" not in raw:
+        raise ValueError(f"The data set has the splits {list(raw)}; expected one named train.")
+
+
 def find_columns(dataset: Dataset, text_column: str | None, label_column: str | None) -> tuple[str, str]:
     """Return the names of the text and the label column: those given, else the only candidates.
 
-    A label column is a ``ClassLabel``, else named ``label``, else one in which values recur. A text column is named
+    A label column is a ``ClassLabel``, else named ``label``, else one in which values recur (in the first 100,000 rows,
+    of which there are more rows than two for each value). A text column is named
     ``text``, else any other column of strings.
 
     Raises:
@@ -108,7 +123,8 @@ def _label_candidates(dataset: Dataset) -> list[str]:
     if named or "label" in features:
         return named or ["label"]
     plain = [name for name, feature in features.items() if isinstance(feature, Value)]
-    return [name for name in plain if len(dataset.unique(name)) <= dataset.num_rows // 2]
+    probed = dataset.select(range(min(dataset.num_rows, _PROBED_ROWS)))
+    return [name for name in plain if len(set(probed[name])) <= probed.num_rows // 2]
 
 
 def _the_only(option: str, given: str | None, candidates: list[str], features: Features) -> str:
@@ -129,10 +145,7 @@ def encode_labels(raw: DatasetDict, text_column: str, label_column: str) -> Data
     Labels of any type become a ``ClassLabel``; the names of one that exists, and their order, are kept. Blanks around a
     label are no part of it.
     """
-    renamed = {_SPLIT_NAMES.get(name, name): split for name, split in raw.items()}
-    if len(renamed) < len(raw):
-        raise ValueError(f"Several of the splits {list(raw)} are validation splits; keep one of them.")
-    raw = DatasetDict(renamed)
+    raw = DatasetDict(rename_splits(raw))
     for name, split in raw.items():
         if missing := {text_column, label_column} - set(split.column_names):
             raise ValueError(f"The split {name} lacks {sorted(missing)}; its columns are {split.column_names}.")
@@ -153,6 +166,18 @@ def encode_labels(raw: DatasetDict, text_column: str, label_column: str) -> Data
         if dropped := raw[name].num_rows - encoded[name].num_rows:
             print(f"{name}: {dropped:,} of {raw[name].num_rows:,} rows have no label or no text and are left out.")
     return DatasetDict({name: split for name, split in encoded.items() if split.num_rows})
+
+
+def rename_splits(raw: DatasetDict | IterableDatasetDict) -> dict[str, Dataset | IterableDataset]:
+    """Return the splits of ``raw``, with the name ``validation`` in place of ``valid``, ``val`` and ``dev``.
+
+    Raises:
+        ValueError: there are several of them.
+    """
+    renamed = {_SPLIT_NAMES.get(name, name): split for name, split in raw.items()}
+    if len(renamed) < len(raw):
+        raise ValueError(f"Several of the splits {list(raw)} are validation splits; keep one of them.")
+    return renamed
 
 
 def _check_label_types(raw: DatasetDict, column: str) -> None:
@@ -177,11 +202,22 @@ def _label_names(raw: DatasetDict, column: str) -> dict[object, str]:
     if isinstance(feature, ClassLabel):
         return dict(enumerate(feature.names))
     values = set().union(*(split.unique(column) for split in raw.values()))
+    return name_labels(column, values, sum(split.num_rows for split in raw.values()))
+
+
+def name_labels(column: str, values: set, rows: int) -> dict[object, str]:
+    """Map each of the ``values`` in a label column to its name, in the order of the class numbers.
+
+    What stands for "no label" is left out: None, NaN, blank, -1.
+
+    Raises:
+        ValueError: there are fractions among them, or more labels than half of the ``rows``.
+    """
     stripped = {value: value.strip() if isinstance(value, str) else value for value in values}
     labels = {label for label in stripped.values() if label == label and label not in (None, "", -1)}  # NaN != NaN
     if "-1" in labels and all(re.fullmatch(r"-?\d+", label) for label in labels):
         labels.remove("-1")  # a csv with a blank label is read as strings
-    _check_label_values(column, labels, sum(split.num_rows for split in raw.values()))
+    _check_label_values(column, labels, rows)
     known = sorted((value for value in values if stripped[value] in labels), key=stripped.get)
     return {value: str(int(value)) if isinstance(value, float) else str(stripped[value]) for value in known}
 
@@ -211,36 +247,57 @@ def _carve_missing_splits(labelled: DatasetDict, seed: int) -> dict[str, Dataset
 
 
 def _carve(dataset: Dataset, rows: int, seed: int) -> tuple[Dataset, Dataset]:
-    order = stratified_order(dataset["label"][:], seed)
+    order = stratified_order(_labels(dataset), seed)
     return dataset.select(np.sort(order[rows:])), dataset.select(np.sort(order[:rows]))
 
 
 def _drop_straddling_texts(splits: dict[str, Dataset]) -> dict[str, Dataset]:
-    seen: set[str] = set()
+    seen = np.array([], dtype=np.uint64)
     for name in ("test", "validation", "train"):
-        texts = splits[name]["text"][:]
-        kept = [number for number, text in enumerate(texts) if text not in seen]
-        if dropped := len(texts) - len(kept):
-            print(f"{name}: {dropped:,} of {len(texts):,} rows have a text of another split and are left out.")
-            splits[name] = splits[name].select(kept)
-        seen.update(texts)
+        hashes = hash_column(splits[name])
+        kept = ~np.isin(hashes, seen)
+        if dropped := len(kept) - kept.sum():
+            print(f"{name}: {dropped:,} of {len(kept):,} rows have a text of another split and are left out.")
+            splits[name] = splits[name].select(np.flatnonzero(kept))
+        seen = np.concatenate([seen, hashes])
     return splits
+
+
+def hash_texts(texts: list[str]) -> np.ndarray:
+    """Return a number of 64 bits for each text, the same in every process: what is remembered in place of the texts.
+
+    Among 1,000,000 texts, two that differ have the same number with a probability of 3e-8.
+    """
+    return pd.util.hash_array(np.asarray(texts, dtype=object), categorize=False)
+
+
+def hash_column(dataset: Dataset) -> np.ndarray:
+    """Return `hash_texts` of the column ``text``, read in parts."""
+    parts = [hash_texts(batch["text"]) for batch in dataset.select_columns("text").iter(batch_size=10_000)]
+    return np.concatenate([np.array([], dtype=np.uint64), *parts])
+
+
+def _labels(dataset: Dataset) -> np.ndarray:
+    return dataset.with_format("numpy")["label"][:]
 
 
 def _report_contradictions(splits: dict[str, Dataset]) -> None:
     for name, rows in splits.items():
-        labels = rows.to_pandas().groupby("text")["label"].nunique()
-        if several := (labels > 1).sum():
+        hashes, labels = hash_column(rows), _labels(rows)
+        order = np.lexsort((labels, hashes))
+        hashes, labels = hashes[order], labels[order]
+        several = np.unique(hashes[1:][(hashes[1:] == hashes[:-1]) & (labels[1:] != labels[:-1])]).size
+        if several:
             print(f"{name}: {several:,} texts occur with different labels; all of these rows are kept.")
 
 
 def _take(dataset: Dataset, max_rows: int | None, seed: int) -> Dataset:
     if max_rows is None or max_rows >= dataset.num_rows:
         return dataset
-    return dataset.select(np.sort(stratified_order(dataset["label"][:], seed)[:max_rows]))
+    return dataset.select(np.sort(stratified_order(_labels(dataset), seed)[:max_rows]))
 
 
-def stratified_order(labels: list[int], seed: int) -> np.ndarray:
+def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
     """Return a random order of the rows, shape (rows,), of which every beginning has the classes' proportions.
 
     With two classes, each is within one row of its share; with C, within (1 + C * share) / 2 rows.
@@ -260,14 +317,14 @@ def _check_labels(splits: DatasetDict) -> None:
         counts = {name: rows.num_rows for name, rows in splits.items()}
         raise ValueError(f"No rows are left for {' and '.join(empty)}: {counts}; the data set is too small.")
     label = splits["train"].features["label"]
-    known = set(splits["train"].unique("label"))
+    known = set(np.unique(_labels(splits["train"])).tolist())
     if len(known) < 2:
         raise ValueError(
             f"The split train has one label only, {label.int2str(known.pop())!r}; expected at least two. "
             "Note that -1 means 'no label'."
         )
     for name in ("validation", "test"):
-        if unknown := set(splits[name].unique("label")) - known:
+        if unknown := set(np.unique(_labels(splits[name])).tolist()) - known:
             raise ValueError(
                 f"The split {name} has the labels {_names(label, unknown)}, which train lacks (its "
                 f"{splits['train'].num_rows:,} rows have {_names(label, known)}); correct those rows, or take more of "
@@ -283,5 +340,5 @@ def count_classes(dataset: DatasetDict) -> pd.DataFrame:
     """Return the number of rows of each label (rows of the table) in each split (columns)."""
     names = dataset["train"].features["label"].names
     return pd.DataFrame(
-        {split: np.bincount(rows["label"][:], minlength=len(names)) for split, rows in dataset.items()}, index=names
+        {split: np.bincount(_labels(rows), minlength=len(names)) for split, rows in dataset.items()}, index=names
     )

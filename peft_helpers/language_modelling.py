@@ -153,7 +153,7 @@ def make_language_model_trainer(
         OSError: there is too little space for the checkpoints or for the adapter; see `check_space`.
         PermissionError: the folder of the checkpoints is not this user's alone; see `make_checkpoint_folder`.
     """
-    check_steps(blocks["train"].num_rows, config)
+    check_steps(blocks["train"], config)
     check_space(config, model, tokenizer, CHECKPOINTS + 1)
     key = run_key(language_training_arguments(config, "not part of the key"), model, blocks)
     return LengthTrainer(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast_object_list
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset
 from filelock import FileLock, Timeout
 from transformers import (
     DataCollatorWithPadding,
@@ -62,6 +62,7 @@ def training_arguments(config: RunConfig, output_dir: str) -> TrainingArguments:
         **evaluation_arguments(config),
         output_dir=output_dir,
         num_train_epochs=config.num_train_epochs,
+        max_steps=config.max_steps or -1,  # -1: as many as the epochs take
         learning_rate=config.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=0.06,  # of all steps
@@ -70,6 +71,8 @@ def training_arguments(config: RunConfig, output_dir: str) -> TrainingArguments:
         activation_checkpointing=config.activation_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},  # the reentrant one can lose LoRA's gradients
         ddp_find_unused_parameters=False,  # with several processes: every weight that is trained has a gradient
+        # A stream is read by each process, which takes its share.
+        accelerator_config={"dispatch_batches": False} if config.streaming else None,
         eval_strategy="steps",
         eval_steps=1 / EVALUATIONS,
         eval_delay=2,  # steps: the warm-up's first has a learning rate of 0, and would count as the untrained model
@@ -96,7 +99,7 @@ def make_trainer(
         PermissionError: the folder of the checkpoints is not this user's alone; see `make_checkpoint_folder`.
     """
     report_idle_gpus()
-    check_steps(tokenized["train"].num_rows, config)
+    check_steps(tokenized["train"], config)
     validation = tokenized["validation"]
     check_space(config, model, tokenizer, CHECKPOINTS + 1)  # the third is being written while two are kept
     key = run_key(training_arguments(config, output_dir="not part of the key"), model, tokenized)
@@ -116,18 +119,23 @@ def make_trainer(
     return trainer
 
 
-def check_steps(rows: int, config: RunConfig) -> None:
-    """Check that ``rows`` make more than the one step whose learning rate is still 0.
+def check_steps(train: Dataset | IterableDataset, config: RunConfig) -> None:
+    """Check that ``train`` makes more than the one step whose learning rate is still 0.
 
     Raises:
-        ValueError: they do not; the message says what to change.
+        ValueError: it does not; the message says what to change.
     """
+    if config.max_steps is not None:
+        if config.max_steps < 2:
+            raise ValueError("max_steps is 1: one training step, in which the learning rate is still 0. Raise it.")
+        return
     processes = process_state().num_processes
     rows_a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
-    if config.num_train_epochs * math.ceil(rows / rows_a_step) < 2:
+    if config.num_train_epochs * math.ceil(train.num_rows / rows_a_step) < 2:
         raise ValueError(
-            f"{rows} rows, {rows_a_step} a step, for {config.num_train_epochs:g} epochs make one training step, in "
-            "which the learning rate is still 0. Raise --num_train_epochs or lower --per_device_train_batch_size."
+            f"{train.num_rows} rows, {rows_a_step} a step, for {config.num_train_epochs:g} epochs make one training "
+            "step, in which the learning rate is still 0. Raise --num_train_epochs or lower "
+            "--per_device_train_batch_size."
         )
 
 

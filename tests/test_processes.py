@@ -158,6 +158,7 @@ def test_another_process_than_the_first_keeps_quiet(second_of_two, monkeypatch, 
         processes.start_processes()
         print("second")
         warnings.warn("second", stacklevel=1)
+    assert sys.stdout.name == os.devnull
     sys.stdout.close()
     assert not any(capfd.readouterr())
     assert datasets.utils.are_progress_bars_disabled()
