@@ -41,8 +41,10 @@ def make_recipes(options: argparse.Namespace) -> dict[str, dict]:
     """Return the recipes by name."""
     batch = options.batch_size or {"short": 32, "long": 8}[options.rows]
     same = {"batch_size": batch, "target_modules": ["c_attn"]}
-    if options.ablations:
-        recipes = {"defaults": DEFAULTS | same}
+    if options.recipes != "all":
+        recipes = {f"this package, batch {batch}": DEFAULTS | same}
+        if options.recipes == "defaults":
+            return recipes
         recipes |= {f"without {part}": DEFAULTS | same | {"without": [part]} for part in PARTS}
         return recipes | {"with LoRA's dropout": DEFAULTS | same | {"lora_dropout": 0.05}}
     recipes = {}
@@ -113,7 +115,8 @@ def main() -> None:
     parser.add_argument("--model", choices=["gpt2", "tiny"], default="gpt2", help="GPT-2's shape, or the tiny one's")
     parser.add_argument("--rows", choices=["short", "long"], default="short")
     parser.add_argument("--tokenizer", help="Hub id, or folder (default: the tiny GPT-2's)")
-    parser.add_argument("--ablations", action="store_true", help="this package's defaults, less one part at a time")
+    choices = ["all", "defaults", "ablations"]
+    parser.add_argument("--recipes", choices=choices, default="all", help="ablations: the defaults, less one part each")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--batch_size", type=int, help="default: 32 short rows, 8 long ones")
     parser.add_argument("--train_rows", type=int, help="default: 512 short rows, 16 long ones")
