@@ -21,7 +21,7 @@ _LEADS_ELSEWHERE = ("auto_mapping", "revision", "megatron_config", "adapters", "
                     "tokenizer_name_or_path", "prompt_tuning_init_state_dict_path")  # fmt: skip
 
 
-def check_adapter(adapter_dir: str | Path, model_name_or_path: str, label_names: list[str]) -> None:
+def check_adapter(adapter_dir: str | Path, model_name_or_path: str, label_names: list[str] | None = None) -> None:
     """Check that the adapter in ``adapter_dir`` can be loaded safely, and is one for this model and these labels.
 
     Reads the folder's JSON files and tokenizer, the names and shapes of its tensors, and the base model's
@@ -30,7 +30,8 @@ def check_adapter(adapter_dir: str | Path, model_name_or_path: str, label_names:
     Args:
         adapter_dir: folder of the adapter.
         model_name_or_path: the base model to load it with, as ``adapter_config.json`` has to name it.
-        label_names: the labels of the data set, in the order of their numbers.
+        label_names: the labels of the data set, in the order of their numbers; None where there is no data set, and
+            any names will do.
 
     Raises:
         FileNotFoundError: the folder or a file in it is missing, or the weights are pickled, which are never opened.
@@ -42,7 +43,7 @@ def check_adapter(adapter_dir: str | Path, model_name_or_path: str, label_names:
     adapter, model, tokenizer = (_read_json(folder / name) for name in _CONFIGS)
     _check_peft_config(adapter, model_name_or_path)
     _check_custom_code(folder, model, tokenizer)
-    _check_labels(folder, model, label_names)
+    label_names = _check_labels(folder, model, label_names)
     saved = _read_shapes(folder / ADAPTER_WEIGHTS)
     base = AutoConfig.from_pretrained(model_name_or_path, num_labels=len(label_names))
     if model.get("model_type") != base.model_type:
@@ -123,16 +124,18 @@ def _check_custom_code(folder: Path, model: dict, tokenizer: dict) -> None:
                          "tokenizer.json in the folder; remove the entry.")  # fmt: skip
 
 
-def _check_labels(folder: Path, model: dict, label_names: list[str]) -> None:
+def _check_labels(folder: Path, model: dict, label_names: list[str] | None) -> list[str]:
     id2label = model.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})  # the default is not saved
     try:
         numbered = {int(number): name for number, name in id2label.items()}
+        saved = [numbered[number] for number in sorted(numbered)]
+        if not saved or not all(isinstance(name, str) for name in saved):
+            raise ValueError("no names")
     except (AttributeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'} has the id2label {id2label!r}, expected an object of "
                          "label names by number; save the adapter again.") from error  # fmt: skip
-    saved = [numbered[number] for number in sorted(numbered)]
-    if saved == label_names:
-        return
+    if label_names is None or saved == label_names:
+        return saved
     if len(saved) != len(label_names):
         difference = f"{len(saved)} labels, expected {len(label_names)}"
     elif sorted(map(str, saved)) == sorted(label_names):

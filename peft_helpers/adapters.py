@@ -17,9 +17,12 @@ from peft_helpers.config import RunConfig
 RUN_FILE = "run_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# What the command line adds to a saved adapter: of an earlier one, they would be out of date.
+RESULTS_FILE, FIGURES = "results.json", ("before_after.png", "training.png", "confusions.png")
 # What a save writes, by this version or an earlier one, with any tokenizer. Other files in the folder are the user's.
-_SAVED_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, RUN_FILE, "README.md", "config.json", "tokenizer*", "chat_template*",
-                "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")  # fmt: skip
+_SAVED_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, RUN_FILE, RESULTS_FILE, *FIGURES, "README.md", "config.json",
+                "tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
+                "merges.txt", "*.model")  # fmt: skip
 # Where a run writes and what else it compares, not what makes the adapter.
 _NOT_COMPARED = {"output_dir", "overwrite_output_dir", "checkpoint_dir", "profile", "comparison_methods",
                  "comparison_steps", "comparison_seeds", "comparison_file"}  # fmt: skip
@@ -149,6 +152,27 @@ def save_run_config(config: RunConfig, adapter_dir: str | Path) -> None:
     """Write the configuration beside the adapter, for `check_output_dir` and for whoever asks how it was made."""
     content = {name: value for name, value in asdict(config).items() if name not in _NOT_COMPARED - {"profile"}}
     Path(adapter_dir, RUN_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def load_run_config(adapter_dir: str | Path) -> RunConfig:
+    """Return the configuration that `save_run_config` wrote, with the defaults of what it leaves out.
+
+    Raises:
+        FileNotFoundError: the folder, or the file in it, is missing.
+        ValueError: the file is no configuration that this version knows.
+    """
+    path = Path(adapter_dir, RUN_FILE)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Expected the file {RUN_FILE} in the adapter's folder {str(adapter_dir)!r}, found none; name a folder "
+            "that a run of this project has saved, or copy the whole folder again."
+        )
+    try:
+        return RunConfig(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:  # no JSON object, or other fields or values than ours
+        raise ValueError(
+            f"{path} is no configuration of a run ({error}); copy the folder again, or use the version that saved it."
+        ) from error
 
 
 def list_files(adapter_dir: str | Path) -> pd.DataFrame:
