@@ -18,9 +18,12 @@ from peft_helpers.processes import main_process_first, process_state
 RUN_FILE = "run_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# What the command line adds to a saved adapter: of an earlier one, they would be out of date.
+RESULTS_FILE, FIGURES = "results.json", ("before_after.png", "training.png", "confusions.png")
 # What a save writes, by this version or an earlier one, with any tokenizer. Other files in the folder are the user's.
-_SAVED_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, RUN_FILE, "README.md", "config.json", "tokenizer*", "chat_template*",
-                "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")  # fmt: skip
+_SAVED_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, RUN_FILE, RESULTS_FILE, *FIGURES, "README.md", "config.json",
+                "tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
+                "merges.txt", "*.model")  # fmt: skip
 # Where a run writes and what else it compares, not what makes the adapter.
 _NOT_COMPARED = {"output_dir", "overwrite_output_dir", "checkpoint_dir", "profile", "comparison_methods",
                  "comparison_steps", "comparison_seeds", "comparison_file", *LM_FIELDS}  # fmt: skip

@@ -2,13 +2,14 @@
 
 import os
 import shlex
+from argparse import HelpFormatter
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-import torch
 from transformers import HfArgumentParser
 
 from peft_helpers.hub import explain_availability
+from peft_helpers.local_files import check_model_folder, find_data_files
 
 ENVIRONMENT_VARIABLE = "LFT_ARGS"
 BBC_NEWS = "bbc-news"
@@ -162,36 +163,72 @@ class RunConfig:
 LM_FIELDS = ("block_size", *(option.name for option in fields(RunConfig) if option.name.startswith("lm_")))
 
 
-class _RaisingParser(HfArgumentParser):
-    """Raises where argparse would end the process: in a notebook that would hide the reason."""
+# The groups of options by the first field of each; the others follow it.
+_GROUPS = {
+    "profile": "model and data",
+    "target_modules": "LoRA",
+    "learning_rate": "training and evaluation",
+    "comparison_methods": "methods that the verb compare compares",
+    "seed": "seed and folders",
+}
+
+
+class RunConfigParser(HfArgumentParser):
+    """Parses the fields of `RunConfig`, in groups; raises where argparse would end the process and hide the reason."""
+
+    def __init__(self, **options):
+        super().__init__(RunConfig, allow_abbrev=False, formatter_class=HelpFormatter, **options)
+
+    def add_argument(self, *names: str, **options):
+        """Add an option to its group: with its type, and with its default where the help does not tell it."""
+        name = names[0].removeprefix("--")
+        if name not in {option.name for option in fields(RunConfig)}:
+            return super().add_argument(*names, **options)
+        if name in _GROUPS:
+            self.group = self.add_argument_group(_GROUPS[name])
+        default = "" if options["default"] is None or "(default" in options["help"] else " (default: %(default)s)"
+        kind = {int: "INT", float: "FLOAT", str: "TEXT"}.get(options["type"], "BOOL")
+        return self.group.add_argument(*names, **options | {"help": options["help"] + default, "metavar": kind})
 
     def error(self, message: str) -> None:
+        """Raise a ValueError that lists the known options."""
         options = ", ".join(f"--{option.name}" for option in fields(RunConfig))
-        raise ValueError(f"{ENVIRONMENT_VARIABLE}: {message}. The known options are {options}.")
+        raise ValueError(f"{message}. The known options are {options}.")
 
 
-def parse_run_config(arguments: str | None = None) -> RunConfig:
+def parse_run_config(arguments: str | list[str] | None = None, **defaults) -> RunConfig:
     """Return the configuration that ``arguments`` describe, and print the profile with the reason for it.
 
-    What is not named comes from the profile, then from what suits its model and data set, then from `RunConfig`.
+    What is not named comes from ``defaults``, from the profile, then from what suits its model and data set, then from
+    `RunConfig`.
 
     Args:
-        arguments: options as on a command line, ``--max_length 64 --seed 1``; by default those in ``LFT_ARGS``.
+        arguments: options as on a command line, ``--max_length 64 --seed 1``, or a list of its words; by default those
+            in ``LFT_ARGS``.
+        **defaults: values of fields that are not named in ``arguments``.
 
     Raises:
+        FileNotFoundError: a local file or folder that is named does not exist, or does not hold what it should.
         ValueError: an option, profile or value is not known or out of range; the message lists the known ones.
     """
-    words = shlex.split(os.environ.get(ENVIRONMENT_VARIABLE, "") if arguments is None else arguments)
-    parser = _RaisingParser(RunConfig, allow_abbrev=False, add_help=False)
+    if arguments is None:
+        try:
+            return parse_run_config(os.environ.get(ENVIRONMENT_VARIABLE, ""), **defaults)
+        except ValueError as error:
+            raise ValueError(f"{ENVIRONMENT_VARIABLE}: {error}") from error
+    words = shlex.split(arguments) if isinstance(arguments, str) else arguments
+    parser = RunConfigParser(add_help=False)
     named = {word.split("=")[0][2:].replace("-", "_") for word in words if word.startswith("--")}
     values = vars(parser.parse_args(words))
+    find_data_files(values["dataset_name"])
+    check_model_folder(values["model_name_or_path"])
     profile, reason = _choose_profile(values["profile"], named)
     chosen = PROFILES.get(profile, {}) | {name: values[name] for name in _WHAT_RUNS if name in named}
-    settings = _suitable_settings(**chosen)
+    settings = _suitable_settings(**chosen) | defaults
     if values["streaming"]:
         settings.pop("max_train_rows", None)
-    parser.set_defaults(**chosen, **settings)
-    (config,) = parser.parse_args_into_dataclasses(words)
+    parser.set_defaults(**chosen | settings)
+    (config,) = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
     print(f"Profile {profile}: {reason}.")
     return replace(config, profile=profile)
 
@@ -212,4 +249,10 @@ def _choose_profile(profile: str, named: set[str]) -> tuple[str, str]:
 
 def _suitable_settings(model_name_or_path: str = "", dataset_name: str = "", **_) -> dict:
     settings = MODEL_SETTINGS.get(model_name_or_path, {}) | DATASET_SETTINGS.get(dataset_name, {})
-    return settings if torch.accelerator.is_available() else settings | CPU_SETTINGS.get(dataset_name, {})
+    return settings | (CPU_SETTINGS[dataset_name] if dataset_name in CPU_SETTINGS and _only_a_cpu() else {})
+
+
+def _only_a_cpu() -> bool:
+    import torch  # takes seconds, and few configurations depend on it
+
+    return not torch.accelerator.is_available()

@@ -1,16 +1,15 @@
 """From a raw data set to train, validation and test splits with the columns ``text`` and ``label``."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 
 from peft_helpers.config import RunConfig
-from peft_helpers.data_files import BUILDERS, data_files_arguments, extension
+from peft_helpers.data_files import data_files_arguments
+from peft_helpers.local_files import SPLIT_NAMES, find_data_files
 
-_SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}
 _PROBED_ROWS = 100_000  # in which a label has to recur
 
 
@@ -24,35 +23,11 @@ def load_dataset_arguments(config: RunConfig) -> dict:
         FileNotFoundError: the name looks like a path and there is no such file, or the folder holds no data file.
         ValueError: a file has no rows, is not UTF-8 or cannot be parsed, or the files of a folder are not of one kind.
     """
-    path = Path(config.dataset_name)
     streaming = {"streaming": True} if config.streaming else {}
-    if path.is_dir():
-        files = [file for file in sorted(path.iterdir()) if extension(file) in BUILDERS]
-        splits = [_split_name(file) for file in files]
-    elif path.is_file() and extension(path) in BUILDERS:
-        files, splits = [path], ["train"]
-    elif path.exists() or path.is_absolute() or extension(path) in BUILDERS or config.dataset_name.startswith("."):
-        files, splits = [], []
-    else:
+    data_files = find_data_files(config.dataset_name)
+    if data_files is None:
         return {"path": config.dataset_name, "name": config.dataset_config_name} | streaming
-    if not files:
-        raise FileNotFoundError(
-            f"dataset_name is {config.dataset_name!r}: no data file there. Expected a file or a folder of files that "
-            f"end in {', '.join(BUILDERS)}{_what_is_there(path)}."
-        )
-    pairs = list(zip(files, splits, strict=True))
-    return data_files_arguments({split: [file for file, of in pairs if of == split] for split in splits}) | streaming
-
-
-def _split_name(path: Path) -> str:
-    stem = re.match(r"[a-z]*", path.name.lower())[0]  # train-00000-of-00002.parquet is a part of train
-    return _SPLIT_NAMES.get(stem, stem)
-
-
-def _what_is_there(path: Path) -> str:
-    folder = path if path.is_dir() else path.parent
-    names = sorted(entry.name for entry in folder.iterdir())[:10] if folder.is_dir() else []
-    return f"; {folder} holds {', '.join(names) or 'nothing'}" if folder.is_dir() else f"; there is no folder {folder}"
+    return data_files_arguments(data_files) | streaming
 
 
 def prepare_splits(raw: DatasetDict, config: RunConfig) -> DatasetDict:
@@ -174,7 +149,7 @@ def rename_splits(raw: DatasetDict | IterableDatasetDict) -> dict[str, Dataset |
     Raises:
         ValueError: there are several of them.
     """
-    renamed = {_SPLIT_NAMES.get(name, name): split for name, split in raw.items()}
+    renamed = {SPLIT_NAMES.get(name, name): split for name, split in raw.items()}
     if len(renamed) < len(raw):
         raise ValueError(f"Several of the splits {list(raw)} are validation splits; keep one of them.")
     return renamed

@@ -1,7 +1,6 @@
 """Data files on disk: each is read through once, so that an error names the file before ``datasets`` loads it."""
 
 import codecs
-import csv
 import glob
 import gzip
 import re
@@ -16,13 +15,7 @@ import pyarrow.parquet as pq
 from datasets import Features, Value, load_dataset
 from pandas.errors import EmptyDataError, ParserError, ParserWarning
 
-# What pandas would read as a missing value ("NA", "null", "None") is a text or a label like any other, and the first
-# column is no index where every line ends in a delimiter.
-_CSV = {"path": "csv", "keep_default_na": False, "index_col": False}
-# A tab-separated file has no quoting (IANA text/tab-separated-values; GLUE's files): a quote is a character.
-_TSV = _CSV | {"sep": "\t", "quoting": csv.QUOTE_NONE}
-BUILDERS = {".csv": _CSV, ".tsv": _TSV, ".json": {"path": "json"}, ".jsonl": {"path": "json"},
-            ".parquet": {"path": "parquet"}}  # fmt: skip
+from peft_helpers.local_files import BUILDERS, extension
 
 _FIELDS = (
     "as many fields in each line as in the header; in csv, put quotes around a field that holds a comma, a quote or a "
@@ -33,11 +26,6 @@ _JSON = 'an object in each line, {"text": "...", "label": "..."}, or one list of
 _NULL_FIRST = re.compile(rb"(\xef\xbb\xbf)?\s*\[?\s*null\b")
 _PAIR_OR_OTHER_ESCAPE = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\[^u]")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]..")
-
-
-def extension(path: Path) -> str:
-    """Return the extension of ``path``, that before ``.gz`` if it is gzipped."""
-    return Path(path.name.removesuffix(".gz")).suffix
 
 
 def data_files_arguments(data_files: dict[str, list[Path]]) -> dict:
@@ -75,15 +63,20 @@ def _no_rows(file: Path) -> ValueError:
     return ValueError(f"{file} is empty: expected at least one row, and a header before it in csv or tsv.")
 
 
-def _open(file: Path) -> BinaryIO:
+def open_binary(file: Path) -> BinaryIO:
+    """Return a file to read bytes from, unpacked if its name ends in ``.gz``."""
     return gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")
 
 
-def _check_encoding(file: Path) -> None:
-    """Check that a text file is UTF-8, and that no JSON escape in it is half of a surrogate pair."""
+def check_encoding(file: Path) -> None:
+    """Check that a text file, gzipped or not, is UTF-8, and that no JSON escape in it is half of a surrogate pair.
+
+    Raises:
+        ValueError: it is not; the message names the file and the line.
+    """
     escaped = extension(file) in (".json", ".jsonl")
     try:
-        with _open(file) as lines:
+        with open_binary(file) as lines:
             for number, line in enumerate(lines, start=1):
                 if number == 1 and (b"\0" in line or line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))):
                     raise _error(file, "seems to be UTF-16", "UTF-8; convert it with `iconv -f UTF-16 -t UTF-8`")
@@ -101,7 +94,7 @@ def _check_encoding(file: Path) -> None:
 
 def _read_csv_types(file: Path, builder: dict) -> list[pd.Series]:
     """Return the types of the columns in each 10,000 rows, as pandas tells them: the parser that the loader uses."""
-    _check_encoding(file)
+    check_encoding(file)
     options = {name: value for name, value in builder.items() if name != "path"}
     try:
         _check_header(file, pd.read_csv(file, header=None, nrows=1, dtype=str, **options).iloc[0].tolist())
@@ -153,8 +146,8 @@ def _common_type(types: set[str]) -> str:
 
 
 def _check_json(file: Path) -> None:
-    _check_encoding(file)
-    with _open(file) as lines:
+    check_encoding(file)
+    with open_binary(file) as lines:
         if _NULL_FIRST.match(lines.read(1000)):  # pyarrow 26 would end the process (segmentation fault)
             raise _error(file, "has null for its first row", _JSON)
     try:

@@ -2,7 +2,6 @@
 
 import threading
 
-import datasets
 from huggingface_hub import HfApi, try_to_load_from_cache
 
 TIMEOUT = 4.0  # seconds
@@ -27,6 +26,8 @@ def _model_is_cached(name: str) -> bool:
 
 
 def _dataset_is_cached(name: str) -> bool:
+    import datasets  # takes a second, and `config` needs this module
+
     folder = datasets.config.HF_DATASETS_CACHE / name.replace("/", "___")
     return any(folder.glob("**/dataset_info.json"))
 

@@ -16,6 +16,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from peft_helpers.config import RunConfig
+from peft_helpers.local_files import check_model_folder
 from peft_helpers.speed import speed_up
 from peft_helpers.tokenization import set_padding
 
@@ -28,23 +29,12 @@ def check_model(config: RunConfig) -> None:
         ValueError: ``max_length`` exceeds the positions that the model has, or ``target_modules`` matches no layer.
     """
     name = config.model_name_or_path
-    folder = Path(name)
-    if folder.is_dir() or folder.is_absolute() or name.startswith("."):
-        found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        if "config.json" not in found or not any(map(_is_model_weights, found)):
-            raise FileNotFoundError(
-                f"model_name_or_path is {name!r}: expected a folder with config.json and model*.safetensors "
-                f"(pickled weights are not loaded), found {', '.join(found) or 'nothing'}."
-            )
+    check_model_folder(name)
     model_config = AutoConfig.from_pretrained(name)
     positions = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and config.max_length > positions:
         raise ValueError(f"max_length is {config.max_length}, but {name} has {positions} positions; choose fewer.")
     _check_target_modules(config.target_modules, model_config)
-
-
-def _is_model_weights(name: str) -> bool:
-    return name.startswith("model") and name.endswith(".safetensors")
 
 
 def _check_target_modules(target_modules: str, model_config: PreTrainedConfig) -> None:

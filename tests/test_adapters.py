@@ -19,6 +19,16 @@ from peft_helpers import adapter_size, check_output_dir, list_files, save_run_co
 from peft_helpers.adapters import load_run_config, replace_folder, sort_target_modules
 
 
+def test_a_save_leaves_the_results_of_an_earlier_one_behind_but_not_the_users_files(tmp_path):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    for name in ("results.json", "before_after.png", "notes.txt"):
+        (folder / name).touch()
+    with replace_folder(folder) as new:
+        (new / "adapter_config.json").touch()
+    assert sorted(path.name for path in folder.iterdir()) == ["adapter_config.json", "notes.txt"]
+
+
 @pytest.fixture
 def saved(peft_model, config):
     peft_model.save_pretrained(config.output_dir)

@@ -27,9 +27,15 @@ def test_another_model_does_not_get_the_tiny_models_learning_rate():
     assert config.learning_rate == RunConfig.learning_rate
 
 
-def test_epochs_follow_the_data_not_only_the_model():
+@pytest.fixture
+def rows(tmp_path) -> str:
+    (tmp_path / "rows.csv").touch()
+    return str(tmp_path / "rows.csv")
+
+
+def test_epochs_follow_the_data_not_only_the_model(rows):
     assert parse_run_config("--profile offline").num_train_epochs == 1.2
-    assert parse_run_config("--profile offline --dataset_name reviews.csv").num_train_epochs == 4
+    assert parse_run_config(f"--profile offline --dataset_name {rows}").num_train_epochs == 4
 
 
 def test_imdb_texts_are_cut_at_512_tokens():
@@ -48,6 +54,36 @@ def test_environment_variable_is_read(monkeypatch):
     assert parse_run_config().seed == 7
 
 
+@pytest.mark.reliability("bad input")
+def test_an_error_in_the_environment_variable_names_it(monkeypatch):
+    monkeypatch.setenv("LFT_ARGS", "--epochs 3")
+    with pytest.raises(ValueError, match=r"^LFT_ARGS: unrecognized arguments: --epochs 3\. The known options are"):
+        parse_run_config()
+
+
+def test_words_are_taken_as_they_are(rows):
+    config = parse_run_config(["--profile", "offline", "--dataset_name", rows, "--output_dir", "two words"])
+    assert (config.dataset_name, config.output_dir) == (rows, "two words")
+
+
+def test_defaults_give_way_to_what_is_named():
+    defaults = {"output_dir": "here", "comparison_file": None, "learning_rate": 1.0}
+    config = parse_run_config("--profile offline --output_dir there", **defaults)
+    assert (config.output_dir, config.comparison_file, config.learning_rate) == ("there", None, 1.0)
+
+
+def test_no_file_beside_the_program_adds_options(monkeypatch, tmp_path):
+    (tmp_path / "program.args").write_text("--seed 7")
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "program.py")])
+    assert parse_run_config("--profile offline").seed == 42
+
+
+def test_a_missing_file_is_told_before_the_hub_is_asked(monkeypatch):
+    monkeypatch.setattr(config_module, "explain_availability", lambda **names: pytest.fail("asked the Hub"))
+    with pytest.raises(FileNotFoundError, match=r"dataset_name is 'missing\.csv': no data file there"):
+        parse_run_config("--dataset_name missing.csv")
+
+
 @pytest.mark.parametrize(("available", "profile"), [(True, "gpt2-sst2"), (False, "offline")])
 def test_auto_takes_gpt2_where_it_can_be_had_and_says_why(monkeypatch, capsys, available, profile):
     monkeypatch.setattr(config_module, "explain_availability", lambda **names: (available, "for this reason"))
@@ -55,18 +91,18 @@ def test_auto_takes_gpt2_where_it_can_be_had_and_says_why(monkeypatch, capsys, a
     assert capsys.readouterr().out == f"Profile {profile}: for this reason.\n"
 
 
-def test_auto_asks_only_for_what_is_not_named(monkeypatch):
+def test_auto_asks_only_for_what_is_not_named(monkeypatch, rows):
     asked = {}
     monkeypatch.setattr(config_module, "explain_availability", lambda **names: (asked.update(names), (True, "so"))[1])
-    config = parse_run_config("--dataset_name my.csv")
+    config = parse_run_config(f"--dataset_name {rows}")
     assert asked == {"model_name_or_path": "gpt2"}
-    assert (config.model_name_or_path, config.dataset_name) == ("gpt2", "my.csv")
+    assert (config.model_name_or_path, config.dataset_name) == ("gpt2", rows)
 
 
-def test_auto_asks_nobody_when_model_and_data_are_named(monkeypatch, capsys):
+def test_auto_asks_nobody_when_model_and_data_are_named(monkeypatch, capsys, rows):
     monkeypatch.setattr(config_module, "explain_availability", lambda **names: pytest.fail("asked the Hub"))
-    config = parse_run_config("--model_name_or_path a --dataset_name b.csv")
-    assert (config.profile, config.model_name_or_path, config.dataset_name) == ("auto", "a", "b.csv")
+    config = parse_run_config(f"--model_name_or_path a --dataset_name {rows}")
+    assert (config.profile, config.model_name_or_path, config.dataset_name) == ("auto", "a", rows)
     assert "nothing to choose" in capsys.readouterr().out
 
 

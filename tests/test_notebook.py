@@ -1,5 +1,6 @@
 """The notebook runs from the first to the last cell, and the committed one holds the output of such a run."""
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -9,8 +10,10 @@ import pytest
 from nbclient import NotebookClient
 
 from peft_helpers import describe_environment, keep_output_clean
+from peft_helpers.command_line import main
 
 NOTEBOOK = Path("LightweightFineTuning.ipynb")
+BUDGET = "--profile offline --max_train_rows 40 --max_eval_rows 20 --max_length 32 --num_train_epochs 1"
 NUMBER = r"[+-]?\d[\d,]*(?:\.\d+)?"
 
 
@@ -31,11 +34,10 @@ def committed():
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
     adapter = tmp_path_factory.mktemp("notebook") / "adapter"
-    budget = "--max_train_rows 40 --max_eval_rows 20 --max_length 32 --num_train_epochs 1"
     comparison = f"--comparison_steps 2 --comparison_seeds 1 --comparison_file {adapter}.jsonl"
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("LFT_ARGS", f"--profile offline {budget} {comparison} --output_dir {adapter}")
+        environment.setenv("LFT_ARGS", f"{BUDGET} {comparison} --output_dir {adapter}")
         NotebookClient(notebook, timeout=240, kernel_name="python3", store_widget_state=False).execute()
     return notebook, adapter
 
@@ -56,6 +58,21 @@ def test_the_run_leaves_an_adapter_that_is_complete_and_small(executed):
     assert {"adapter_config.json", "adapter_model.safetensors", "config.json", "tokenizer.json"} <= names
     assert sum(path.stat().st_size for path in adapter.iterdir()) < 2_000_000
     assert json.loads((adapter / "tokenizer_config.json").read_text())["model_max_length"] == 32
+
+
+def test_the_command_line_gives_the_notebooks_metrics_and_adapter(executed, tmp_path):
+    notebook, adapter = executed
+    folder = tmp_path / "adapter"
+    assert main([*BUDGET.split(), "--output_dir", str(folder)]) == 0
+    results = json.loads((folder / "results.json").read_text())["metrics"]
+    shown = [output["data"].get("text/plain", "") for cell in code_cells(notebook) for output in cell.outputs
+             if "data" in output]  # fmt: skip
+    untuned, tuned = (ast.literal_eval(text) for text in shown if text.startswith("{'accuracy': "))
+    for expected, found in ((untuned, results["untuned"]), (tuned, results["tuned"])):
+        assert {name: found[name] for name in expected} == expected
+    assert len(tuned) == 4
+    for name in ("adapter_model.safetensors", "adapter_config.json", "config.json", "run_config.json"):
+        assert (folder / name).read_bytes() == (adapter / name).read_bytes()
 
 
 @pytest.mark.parametrize("which", ["committed", "executed"])

@@ -3,6 +3,8 @@
 import subprocess
 from pathlib import Path
 
+import pytest
+
 import peft_helpers
 
 TOP = {"LightweightFineTuning.ipynb", "peft_helpers", "tests", "requirements.txt", "environment.yml", "README.md"}
@@ -21,7 +23,7 @@ def test_the_environment_takes_its_packages_from_the_requirements():
 
 
 def test_each_module_has_its_tests():
-    modules = {path.stem for path in Path("peft_helpers").glob("*.py")} - {"__init__"}
+    modules = {path.stem for path in Path("peft_helpers").glob("*.py")} - {"__init__", "__main__"}
     assert {f"test_{module}" for module in modules} <= {path.stem for path in Path("tests").glob("test_*.py")}
 
 
@@ -29,3 +31,9 @@ def test_every_public_name_can_be_imported_and_is_documented():
     for name in peft_helpers.__all__:
         value = getattr(peft_helpers, name)
         assert not callable(value) or value.__doc__
+        assert name in dir(peft_helpers)
+
+
+def test_a_name_that_is_not_public_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'peft_helpers' has no attribute 'predictt'"):
+        _ = peft_helpers.predictt

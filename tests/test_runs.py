@@ -1,0 +1,85 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import TrainerCallback
+
+from peft_helpers import runs
+from peft_helpers.checks import assert_same_logits
+from peft_helpers.prediction import predict
+from peft_helpers.runs import compare_methods, load_adapter, run
+from peft_helpers.tokenization import tokenize_dataset
+
+
+@pytest.fixture
+def small(config, raw, monkeypatch):
+    """A configuration whose data set is that of the fixture `raw`."""
+    monkeypatch.setattr(runs, "load_dataset_arguments", lambda config: {})
+    monkeypatch.setattr(runs, "load_dataset", lambda: raw)
+    return replace(config, num_train_epochs=1)
+
+
+def test_a_run_is_that_of_its_saved_adapter(small):
+    result = run(small)
+    assert result.label_names == ["negative", "positive"]
+    assert 0 < result.trainable_parameters < result.parameters
+    assert not np.array_equal(result.untuned.predictions, result.tuned.predictions)
+    assert any("eval_f1" in entry for entry in result.log_history)
+    assert list(result.seconds) == [
+        "load", "evaluate untuned", "train", "evaluate tuned", "save", "reload and evaluate",
+    ]  # fmt: skip
+    model, tokenizer = load_adapter(small.output_dir)
+    test = tokenize_dataset(runs.load_splits(small)["test"], tokenizer, tokenizer.model_max_length)
+    again = predict(model, tokenizer, test, small)
+    assert_same_logits(result.tuned.predictions, again.predictions, model.device)
+
+
+def test_callbacks_are_called(small):
+    steps = []
+
+    class Count(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs) -> None:
+            steps.append(state.global_step)
+
+    run(small, callbacks=[Count()])
+    assert steps == list(range(8))
+
+
+@pytest.mark.reliability("fault")
+def test_a_reload_that_differs_is_an_error(small, monkeypatch):
+    load = runs.load_adapter
+
+    def disturb(*arguments):
+        model, tokenizer = load(*arguments)
+        model.base_model.model.score.modules_to_save["default"].weight.data += 1
+        return model, tokenizer
+
+    monkeypatch.setattr(runs, "load_adapter", disturb)
+    with pytest.raises(AssertionError, match="Mismatched elements"):
+        run(small)
+
+
+@pytest.mark.reliability("bad input")
+def test_an_adapter_of_other_labels_is_refused(small):
+    run(small)
+    with pytest.raises(ValueError, match="labels of other names"):
+        load_adapter(small.output_dir, ["bad", "good"])
+
+
+@pytest.mark.reliability("bad input")
+def test_nothing_is_loaded_for_a_folder_that_may_not_be_replaced(small, monkeypatch):
+    Path(small.output_dir).mkdir()
+    Path(small.output_dir, "thesis.txt").write_text("mine")
+    monkeypatch.setattr(runs, "load_splits", lambda config: pytest.fail("loaded the data"))
+    with pytest.raises(FileExistsError, match="exists and holds no adapter"):
+        run(small)
+
+
+def test_methods_are_compared_beside_the_reference_points(small, tmp_path):
+    file = str(tmp_path / "results.jsonl")
+    config = replace(small, comparison_methods=["head-only"], comparison_steps=2, comparison_file=file)
+    results, references = compare_methods(config)
+    assert results[-1]["method"] == "head-only"
+    assert len(results) == 3
+    assert all(len(row["predictions"]) == len(references) == 16 for row in results)
