@@ -58,7 +58,7 @@ def _describe_error(error: BaseException) -> str:
 
 
 def _overview() -> str:
-    verbs = "\n".join(f"  {name:<10} {function.__doc__.splitlines()[0]}" for name, function in VERBS.items())
+    verbs = "\n".join(f"  {name:<14} {function.__doc__.splitlines()[0]}" for name, function in VERBS.items())
     return (
         f"usage: {PROGRAM} [VERB] [OPTIONS]\n\nverbs (`VERB --help` shows the options of each):\n{verbs}\n\n"
         "With any verb, --traceback shows where an error arose.\n\n"
@@ -108,9 +108,11 @@ def train(words: list[str]) -> None:
     if config is None:
         return
     from peft_helpers.notebook import keep_output_clean
+    from peft_helpers.processes import start_processes
     from peft_helpers.results import describe_run, save_results
     from peft_helpers.runs import run
 
+    start_processes()
     keep_output_clean()
     result = run(config)
     if _is_main_process():
@@ -246,11 +248,41 @@ def _hand_in_parser(verb: str) -> _Parser:
     return parser
 
 
-def _is_main_process() -> bool:
-    import torch
-    from accelerate import PartialState
+def serve(words: list[str]) -> None:
+    """Open a web page to try a saved adapter, beside the untuned model, until Ctrl-C."""
+    parser = _Parser("serve")
+    parser.add_argument("adapter_dir", type=_folder, help="folder that a run has saved an adapter in")
+    parser.add_argument("--server_name", default="127.0.0.1", help="address; the default is seen by this machine only")
+    parser.add_argument("--server_port", type=int, help="port (default: the first free one from 7860 on)")
+    parser.add_argument("--max_characters", type=int, default=5000, help="longer texts are refused (default: 5000)")
+    options = parser.parse_args(words)
+    from peft_helpers.web_page import serve
 
-    return PartialState(cpu=not torch.accelerator.is_available()).is_main_process
+    serve(**vars(options))
+
+
+def language_model(words: list[str]) -> None:
+    """Fine-tune on texts without labels: perplexity and generated text before and after."""
+    config = _parse_run_config("language-model", words)
+    if config is None:
+        return
+    from peft_helpers.language_modelling import run_language_model
+    from peft_helpers.notebook import keep_output_clean
+    from peft_helpers.processes import start_processes
+
+    start_processes()
+    keep_output_clean()
+    result = run_language_model(config)
+    if _is_main_process():
+        path = Path(result["output_dir"], "results.json")
+        path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"Adapter and {path.name} are in {path.parent}.")
+
+
+def _is_main_process() -> bool:
+    from peft_helpers.processes import process_state
+
+    return process_state().is_main_process
 
 
 VERBS = {
@@ -260,4 +292,6 @@ VERBS = {
     "compare": compare,
     "check": check,
     "package": package,
+    "serve": serve,
+    "language-model": language_model,
 }

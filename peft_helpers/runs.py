@@ -41,8 +41,10 @@ from peft_helpers.models import (
     uses_conv1d,
 )
 from peft_helpers.prediction import predict
+from peft_helpers.processes import main_process_first
 from peft_helpers.reference_points import run_reference_points
 from peft_helpers.speed import speed_up
+from peft_helpers.streaming import prepare_stream, tokenize_stream
 from peft_helpers.tokenization import set_padding, tokenize_dataset, tokenize_passages
 from peft_helpers.training import guard_training, make_trainer
 
@@ -80,7 +82,7 @@ def run(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> RunResu
     seconds = {}
     with _timed(seconds, "load"):
         dataset = load_splits(config)
-        label_names = dataset["train"].features["label"].names
+        label_names = dataset["test"].features["label"].names
         tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
         model = load_classifier(config, label_names, tokenizer)
         tokenized = tokenize_splits(dataset, tokenizer, config)
@@ -110,14 +112,16 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 def load_splits(config: RunConfig) -> DatasetDict:
-    """Return the train, validation and test rows of ``config.dataset_name``, see `prepare_splits`."""
-    if config.dataset_name == BBC_NEWS:
-        return prepare_splits(load_bbc_news(), config)
-    return prepare_splits(load_dataset(**load_dataset_arguments(config)), config)
+    """Return the three splits of ``config.dataset_name``: see `prepare_splits`, and `prepare_stream` for a stream."""
+    with main_process_first():
+        raw = load_bbc_news() if config.dataset_name == BBC_NEWS else load_dataset(**load_dataset_arguments(config))
+        return prepare_stream(raw, config) if config.streaming else prepare_splits(raw, config)
 
 
 def tokenize_splits(dataset: DatasetDict, tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> DatasetDict:
     """Return the beginning of each text of validation and test, and every passage of each text to train on."""
+    if config.streaming:
+        return tokenize_stream(dataset, tokenizer, config)
     tokenized = tokenize_dataset(dataset, tokenizer, config.max_length)
     tokenized["train"] = tokenize_passages(dataset["train"], tokenizer, config.max_length)
     return tokenized
@@ -210,6 +214,8 @@ def compare_methods(config: RunConfig) -> tuple[list[dict], np.ndarray]:
     Raises:
         ValueError: a method is not known, or refused; see also `check_model` and `prepare_splits`.
     """
+    if config.streaming:
+        raise ValueError("Methods are compared on the same rows in tables; leave out --streaming.")
     runs = plan_comparison(config)
     check_model(config)
     dataset = load_splits(config)
