@@ -39,6 +39,7 @@ _NAMES = {
     ),
     "prediction": "classify_texts predict",
     "quantization": "compare_sizes quantization_problem",
+    "runs": "run",
     "reference_points": "CLASSICAL MAJORITY run_reference_points",
     "resources": "check_space estimate_adapter estimate_checkpoint explain_out_of_memory",
     "significance": "accuracy_interval compare_paired f1_interval mcnemar_p_value",
