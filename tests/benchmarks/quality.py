@@ -3,7 +3,7 @@
     python -m tests.benchmarks.quality --output_file quality.png --profile offline
 
 The options after ``--output_file`` are those of the notebook (``LFT_ARGS``). Both models are judged on the test rows at
-twenty points of their training, and nothing is chosen by that: no checkpoint is kept. Seconds count training only.
+several points of their training, and nothing is chosen by that: no checkpoint is kept. Seconds count training only.
 """
 
 import argparse
@@ -28,7 +28,6 @@ from transformers import (
 
 import peft_helpers as helpers
 
-POINTS = 20
 USUAL_LEARNING_RATE = 2e-5
 
 
@@ -48,13 +47,15 @@ class Clock(TrainerCallback):
         self.curve.append((self.seconds, metrics["eval_accuracy"]))
 
 
-def train(model, arguments: TrainingArguments, tokenized: DatasetDict, tokenizer) -> list[tuple[float, float]]:
+def train(
+    model, arguments: TrainingArguments, tokenized: DatasetDict, tokenizer, points: int
+) -> list[tuple[float, float]]:
     """Return the curve of a training: seconds and accuracy on the test rows."""
     clock = Clock()
     arguments = replace(
         arguments,
         eval_strategy="steps",
-        eval_steps=1 / POINTS,
+        eval_steps=1 / points,
         eval_delay=0,
         save_strategy="no",
         load_best_model_at_end=False,
@@ -122,6 +123,7 @@ def main() -> None:
     """Train both ways, the usual one first, since the other changes the process's allocator; print and plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_file", type=Path, default=Path("quality.png"))
+    parser.add_argument("--points", type=int, default=20, help="evaluations on the way")
     options, rest = parser.parse_known_args()
     config = helpers.parse_run_config(shlex.join(rest))
     raw = (
@@ -140,7 +142,7 @@ def main() -> None:
         model, arguments = make(config, labels, tokenizer)
         tokenized = helpers.tokenize_dataset(dataset, tokenizer, config.max_length)
         tokenized["train"] = helpers.tokenize_passages(dataset["train"], tokenizer, config.max_length)
-        curves[name] = train(model, arguments, tokenized, tokenizer)
+        curves[name] = train(model, arguments, tokenized, tokenizer, options.points)
         print(name, ", ".join(f"{seconds:.0f} s {accuracy:.3f}" for seconds, accuracy in curves[name]))
     total, target = curves["usual recipe"][-1]
     reached = next((seconds for seconds, accuracy in curves["this package"] if accuracy >= target), None)
