@@ -1,5 +1,7 @@
 """The shape that the project is delivered in."""
 
+import json
+import statistics
 import subprocess
 from pathlib import Path
 
@@ -37,3 +39,14 @@ def test_every_public_name_can_be_imported_and_is_documented():
 def test_a_name_that_is_not_public_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'peft_helpers' has no attribute 'predictt'"):
         _ = peft_helpers.predictt
+
+
+def test_the_readmes_speeds_are_the_benchmarks():
+    table = Path("README.md").read_text(encoding="utf-8").split("<!-- speed -->")[1].strip()
+    assert len(table.splitlines()) > 4
+    assert table in Path("tests/benchmarks/README.md").read_text(encoding="utf-8")
+    # The medians of what was kept.
+    runs = json.loads(Path("tests/benchmarks/results/gpt2_short.json").read_text())["runs"]
+    for name in ("dynamic padding, random order, batch 32", "this package, batch 32"):
+        median = statistics.median(512 / run["train_seconds"] for run in runs[name])
+        assert f"| {name} | {median:.3g} (" in table
