@@ -33,7 +33,7 @@ def main() -> None:
     lora = LoraConfig(
         task_type="SEQ_CLS",
         target_modules=config.target_modules,
-        exclude_modules=helpers.head_modules(model),
+        modules_to_save=helpers.head_modules(model),
         lora_dropout=config.lora_dropout,
         fan_in_fan_out=True,
     )
