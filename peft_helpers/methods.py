@@ -16,6 +16,7 @@ from peft import (
     get_peft_model,
     prepare_model_for_kbit_training,
 )
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from transformers import PreTrainedModel
 
 from peft_helpers.config import TINY_GPT2, RunConfig
@@ -56,7 +57,7 @@ def adapt_model(model: PreTrainedModel, method: Method, config: RunConfig) -> Pr
     """Return ``model`` with only that trainable which ``method`` trains, for `RunConfig.comparison_steps` steps.
 
     A PEFT method names no layers unless it is about them: they are then those that PEFT chooses for the architecture,
-    for LoRA in GPT-2 ``c_attn``.
+    for LoRA in GPT-2 ``c_attn``, and every linear layer where LoRA's choice is not known to PEFT.
     """
     if method.quantized:
         # The Trainer turns activation checkpointing on, if it is asked for.
@@ -70,29 +71,38 @@ def adapt_model(model: PreTrainedModel, method: Method, config: RunConfig) -> Pr
     return model
 
 
+def _classifier(model: PreTrainedModel) -> dict:
+    """Return what every method's configuration says of the head: all of it is trained and saved.
+
+    By itself PEFT does so only with modules called ``classifier`` or ``score``, which in some models are half the head.
+    """
+    return {"task_type": "SEQ_CLS", "modules_to_save": head_modules(model)}
+
+
 def _lora(config: RunConfig, model: PreTrainedModel, r: int | None = None, **options) -> LoraConfig:
     r = r or config.lora_r
+    known = model.config.model_type in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     return LoraConfig(
-        task_type="SEQ_CLS",
+        **_classifier(model),
         r=r,
         lora_alpha=config.lora_alpha * r / config.lora_r,  # every rank scales its update alike
         lora_dropout=config.lora_dropout,
         fan_in_fan_out=uses_conv1d(model),
-        **options,
+        **({"target_modules": None if known else "all-linear"} | options),
     )
 
 
 def _lora_all_linear(config: RunConfig, model: PreTrainedModel) -> LoraConfig:
-    return _lora(config, model, target_modules="all-linear", exclude_modules=head_modules(model))
+    return _lora(config, model, target_modules="all-linear")
 
 
 def _ia3(config: RunConfig, model: PreTrainedModel) -> IA3Config:
-    return IA3Config(task_type="SEQ_CLS", fan_in_fan_out=uses_conv1d(model))
+    return IA3Config(**_classifier(model), fan_in_fan_out=uses_conv1d(model))
 
 
 def _adalora(config: RunConfig, model: PreTrainedModel) -> AdaLoraConfig:
     return AdaLoraConfig(
-        task_type="SEQ_CLS",
+        **_classifier(model),
         init_r=config.lora_r * 3 // 2,  # Zhang et al. 2023, section 4: starts at 1.5 times the rank that it ends with
         target_r=config.lora_r,
         total_step=config.comparison_steps,
@@ -105,11 +115,12 @@ def _adalora(config: RunConfig, model: PreTrainedModel) -> AdaLoraConfig:
 
 
 def _vera(config: RunConfig, model: PreTrainedModel) -> VeraConfig:
-    return VeraConfig(task_type="SEQ_CLS", vera_dropout=config.lora_dropout, fan_in_fan_out=uses_conv1d(model))
+    return VeraConfig(**_classifier(model), vera_dropout=config.lora_dropout, fan_in_fan_out=uses_conv1d(model))
 
 
 def _layer_norms(config: RunConfig, model: PreTrainedModel) -> LNTuningConfig:
-    return LNTuningConfig(task_type="SEQ_CLS")
+    names = {name.split(".")[-1] for name, module in model.named_modules() if "Norm" in type(module).__name__}
+    return LNTuningConfig(**_classifier(model), target_modules=sorted(names))
 
 
 def _prefix_tuning(config: RunConfig, model: PreTrainedModel) -> PrefixTuningConfig:

@@ -143,7 +143,7 @@ def inject_lora(model: PreTrainedModel, config: RunConfig) -> PeftModel:
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=config.target_modules,
-        exclude_modules=head_modules(model),
+        modules_to_save=head_modules(model),
         fan_in_fan_out=uses_conv1d(model),
     )
     return get_peft_model(model, lora_config)

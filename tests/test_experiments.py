@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModel
 
 from peft_helpers import experiments
 from peft_helpers.experiments import REPEATED, plan_comparison, read_results, run_method, run_methods
@@ -45,6 +46,38 @@ def test_every_method_runs_reloads_and_matches(name, short, tokenized, tokenizer
     assert 0 < result["trainable_parameters"] <= result["parameters"] or name == "vera"
     assert result["train_seconds"] > 0
     json.dumps(result)
+
+
+OTHER_MODELS = {
+    "deberta-v2": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32},
+    "distilbert": {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32},
+}
+
+
+@pytest.fixture
+def run_other(short, tokenized, tokenizer, tmp_path):
+    """`run_method` on a random model of another architecture."""
+
+    def run(kind, name):
+        shape = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **OTHER_MODELS[kind])
+        AutoModel.from_config(shape).save_pretrained(tmp_path)
+        return run_method(name, replace(short, model_name_or_path=str(tmp_path)), tokenized, tokenizer, LABELS)
+
+    return run
+
+
+@pytest.mark.parametrize("kind", OTHER_MODELS)
+@pytest.mark.parametrize("name", ["head-only", "ln-tuning", "lora-r8"])
+def test_methods_run_on_other_architectures_and_save_their_whole_head(kind, name, run_other):
+    assert run_other(kind, name)["reload_verified"]
+
+
+@pytest.mark.reliability("fault")
+def test_half_a_head_that_was_not_saved_is_an_error(run_other, monkeypatch):
+    """Made with the same seed on the reload, it would be the same random half again."""
+    monkeypatch.setattr("peft_helpers.methods.head_modules", lambda model: ["classifier"])  # as PEFT has it by itself
+    with pytest.raises(AssertionError, match="Mismatched elements"):
+        run_other("deberta-v2", "lora-r8")
 
 
 def test_a_reload_that_differs_is_an_error(run, monkeypatch):

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForSequenceClassification, DistilBertConfig, LlamaConfig, set_seed
+from transformers import (
+    AutoModelForSequenceClassification,
+    BartConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    LlamaConfig,
+    set_seed,
+)
 
 from peft_helpers import (
     check_model,
@@ -104,12 +111,16 @@ def test_target_modules_that_match_nothing_list_the_layers(config):
         (DistilBertConfig(vocab_size=9, dim=8, n_layers=1, n_heads=2, hidden_dim=8), ["pre_classifier", "classifier"]),
         (LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2),
          ["score"]),
+        (DebertaV2Config(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2),
+         ["pooler", "classifier"]),
+        (BartConfig(vocab_size=9, d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+                    decoder_attention_heads=2), ["classification_head"]),
     ],
 )  # fmt: skip
 def test_every_layer_of_another_architecture_gets_lora_and_its_head_is_trained(shape, head):
     model = AutoModelForSequenceClassification.from_config(shape)
     assert head_modules(model) == head
-    lora = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", exclude_modules=head_modules(model))
+    lora = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", modules_to_save=head_modules(model))
     trainable = [n for n, p in get_peft_model(model, lora).named_parameters() if p.requires_grad]
     assert {n.split(".")[2] for n in trainable if "lora_" not in n} == set(head)
     assert len([name for name in trainable if "lora_A" in name]) >= 6

@@ -52,7 +52,7 @@ def test_quantised_layers_are_smaller_by_what_their_bits_say(tmp_path):
 
 def test_lora_learns_on_the_quantised_base_and_reloads(load, tokenizer, tmp_path):
     model = prepare_model_for_kbit_training(load(), use_gradient_checkpointing=False)
-    lora = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", exclude_modules=head_modules(model))
+    lora = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", modules_to_save=head_modules(model))
     model = get_peft_model(model, lora)
     batch = tokenizer(["a fine film", "bad"], return_tensors="pt", padding=True)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)

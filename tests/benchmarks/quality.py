@@ -101,7 +101,7 @@ def defaults(config: helpers.RunConfig, labels: list[str], tokenizer) -> tuple[o
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=config.target_modules,
-        exclude_modules=helpers.head_modules(model),
+        modules_to_save=helpers.head_modules(model),
         fan_in_fan_out=helpers.uses_conv1d(model),
     )
     return get_peft_model(model, lora), helpers.training_arguments(config, tempfile.mkdtemp())
