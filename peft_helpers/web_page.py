@@ -80,7 +80,7 @@ def open_page(
     page.launch(
         server_name=server_name, server_port=server_port or None, prevent_thread_lock=True, quiet=True, footer_links=[],
         # Gradio would else take these from the environment, or switch them on in hosted notebooks.
-        share=False, ssr_mode=False, mcp_server=False, pwa=False, run_history=False, enable_monitoring=False,
+        share=False, ssr_mode=False, mcp_server=False, pwa=False, enable_monitoring=False,
         app_kwargs={"openapi_url": None}, max_file_size=0,
         theme=gradio.themes.Default(font="system-ui", font_mono="system-ui"),
     )  # fmt: skip
