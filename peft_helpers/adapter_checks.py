@@ -21,7 +21,7 @@ from peft_helpers.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 _CONFIGS = (ADAPTER_CONFIG, "config.json", "tokenizer_config.json")
 _NEEDED = (*_CONFIGS, ADAPTER_WEIGHTS, "tokenizer.json")
-_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 # Fields of PEFT 0.21 that name code to import, another model or another file.
 _LEADS_ELSEWHERE = ("auto_mapping", "revision", "megatron_config", "adapters", "shadow_model",
                     "tokenizer_name_or_path", "prompt_tuning_init_state_dict_path")  # fmt: skip
@@ -80,7 +80,7 @@ def _check_files(folder: Path) -> None:
     if outside:
         raise ValueError(f"In {folder}, {', '.join(sorted(outside))} links to outside the folder; put a copy in place "
                          "of the link if you trust what it leads to.")  # fmt: skip
-    pickled = [name for name in names if Path(name).suffix in _PICKLES]
+    pickled = [name for name in names if Path(name).suffix in PICKLES]
     if ADAPTER_WEIGHTS not in names and pickled:
         raise FileNotFoundError(
             f"{folder} has {', '.join(pickled)}, but no {ADAPTER_WEIGHTS}. Pickled weights can run any code when they "

@@ -24,9 +24,10 @@ RESULTS_FILE, FIGURES = "results.json", ("before_after.png", "training.png", "co
 _SAVED_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, RUN_FILE, RESULTS_FILE, *FIGURES, "README.md", "config.json",
                 "tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
                 "merges.txt", "*.model")  # fmt: skip
-# Where a run writes and what else it compares, not what makes the adapter.
-_NOT_COMPARED = {"output_dir", "overwrite_output_dir", "checkpoint_dir", "profile", "comparison_methods",
-                 "comparison_steps", "comparison_seeds", "comparison_file", *LM_FIELDS}  # fmt: skip
+# Where a run writes, what memory it takes and what else it compares, not what makes the adapter.
+_NOT_COMPARED = {"output_dir", "overwrite_output_dir", "checkpoint_dir", "profile", "per_device_eval_batch_size",
+                 "activation_checkpointing", "comparison_methods", "comparison_steps", "comparison_seeds",
+                 "comparison_file", *LM_FIELDS}  # fmt: skip
 
 
 def check_output_dir(config: RunConfig) -> None:

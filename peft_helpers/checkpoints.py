@@ -21,18 +21,21 @@ from peft_helpers.checks import fingerprint_parameters
 from peft_helpers.config import RunConfig
 
 _STREAMED_ROWS = 1000  # by which one stream is told from another
+# Arguments of the Trainer that decide on place, memory or output: a run may go on with others.
+_NOT_DECISIVE = {"output_dir", "per_device_eval_batch_size", "activation_checkpointing",
+                 "activation_checkpointing_kwargs", "dataloader_pin_memory", "disable_tqdm"}  # fmt: skip
 
 
 def run_key(args: TrainingArguments, model: torch.nn.Module, tokenized: DatasetDict) -> str:
     """Return 16 hexadecimal digits, a digest of what determines a run.
 
-    That is: the Trainer's arguments but for where it writes, the tokenized rows, the model's layers, frozen weights
+    That is: the Trainer's arguments that decide on the result, the tokenized rows, the model's layers, frozen weights
     and adapters, and the versions of the libraries. The values of what is trained are left out: they change.
     """
     trainable = {name: list(value.shape) for name, value in model.named_parameters() if value.requires_grad}
     digests = fingerprint_parameters(model)
     parts = {
-        "arguments": {name: value for name, value in args.to_dict().items() if name != "output_dir"},
+        "arguments": {name: value for name, value in args.to_dict().items() if name not in _NOT_DECISIVE},
         "processes": args.world_size,
         "layers": str(model),
         "adapters": {name: adapter.to_dict() for name, adapter in getattr(model, "peft_config", {}).items()},

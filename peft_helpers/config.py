@@ -13,8 +13,11 @@ from peft_helpers.local_files import check_model_folder, find_data_files
 
 ENVIRONMENT_VARIABLE = "LFT_ARGS"
 BBC_NEWS = "bbc-news"
-# "./" keeps the name from being read as a Hub id, wherever the notebook runs.
-TINY_GPT2 = "./" + os.path.relpath(Path(__file__).parent / "tiny_gpt2").replace(os.sep, "/")
+try:
+    # "./" keeps the name from being read as a Hub id, wherever the notebook runs.
+    TINY_GPT2 = "./" + os.path.relpath(Path(__file__).parent / "tiny_gpt2").replace(os.sep, "/")
+except ValueError:  # on another drive of Windows
+    TINY_GPT2 = (Path(__file__).parent / "tiny_gpt2").as_posix()
 
 PROFILES = {
     "gpt2-sst2": {"model_name_or_path": "gpt2", "dataset_name": "stanfordnlp/sst2"},

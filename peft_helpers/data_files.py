@@ -103,8 +103,9 @@ def _read_csv_types(file: Path, builder: dict) -> list[pd.Series]:
             pd.read_csv(file, chunksize=10_000, **options) as chunks,
         ):
             types = [chunk.dtypes for chunk in chunks if len(chunk)]
+        codes = _columns_of_codes(file, options, types)
     except EmptyDataError:
-        types = []
+        types, codes = [], set()
     except ParserWarning as error:
         raise _error(file, "has more fields in a line than in the header", _FIELDS) from error
     except ParserError as error:
@@ -112,7 +113,17 @@ def _read_csv_types(file: Path, builder: dict) -> list[pd.Series]:
         raise _error(file, f"cannot be parsed: {problem}", _FIELDS) from error
     if not types:
         raise _no_rows(file)
-    return types
+    return [part.mask(part.index.isin(codes), "string") for part in types]
+
+
+def _columns_of_codes(file: Path, options: dict, types: list[pd.Series]) -> set[str]:
+    """Return the columns of numbers in which one begins with 0: codes such as 01, which as a number would be 1."""
+    names = types[0].index if types else []
+    numeric = [name for name in names if all(str(part[name]) in ("int64", "float64") for part in types)]
+    if not numeric:
+        return set()
+    with pd.read_csv(file, usecols=numeric, dtype=str, chunksize=10_000, **options) as chunks:
+        return {name for chunk in chunks for name in numeric if chunk[name].str.match(r"\s*[+-]?0\d").any()}
 
 
 def _check_header(file: Path, names: list[str]) -> None:

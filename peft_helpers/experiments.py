@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from datasets import Dataset, DatasetDict
 from peft import PeftModel, PeftType
 from safetensors.torch import load_file, save_file
@@ -24,7 +23,8 @@ from transformers import (
 
 from peft_helpers.batches import LengthTrainer
 from peft_helpers.checkpoints import digest_rows
-from peft_helpers.checks import assert_same_logits
+from peft_helpers.checks import assert_same_logits, fingerprint_parameters
+from peft_helpers.comparison import predicted_labels
 from peft_helpers.config import LM_FIELDS, RunConfig
 from peft_helpers.memory import PeakMemory
 from peft_helpers.methods import METHODS, Method, adapt_model, find_method, learning_rate
@@ -44,13 +44,28 @@ def plan_comparison(config: RunConfig) -> list[tuple[str, int]]:
     """Return the runs of ``config.comparison_methods``: each method with its seed, those of `REPEATED` with several.
 
     Raises:
-        ValueError: a method is not known, or refused; the message says why, and what to take instead.
+        ValueError: a method is not known, or refused, and the message says why, and what to take instead; or
+            ``config.comparison_file`` is no file of results, or in a folder that does not exist.
     """
-    methods = {"all": list(METHODS), "none": []}.get(config.comparison_methods[0], config.comparison_methods)
+    names = list(dict.fromkeys(config.comparison_methods))
+    if not names or (len(names) > 1 and {"all", "none"}.intersection(names)):
+        raise ValueError(f"comparison_methods is {names}; expected names of methods, or all or none alone.")
+    methods = {"all": list(METHODS), "none": []}.get(names[0], names)
     for name in methods:
         find_method(name)
+    if methods:
+        _check_results_file(Path(config.comparison_file))
     seeds = range(config.seed, config.seed + config.comparison_seeds)
     return [(name, seed) for name in methods for seed in (seeds if name in REPEATED else [config.seed])]
+
+
+def _check_results_file(path: Path) -> None:
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(
+            f"comparison_file is {str(path)!r}; expected a file, there already or not, in a folder that exists. Make "
+            "the folder, or name another --comparison_file."
+        )
+    read_results(path)
 
 
 def run_method(
@@ -63,7 +78,8 @@ def run_method(
 
     Returns:
         What `run_methods` keeps: the settings, ``accuracy`` and ``f1`` (macro) on the test rows, ``predictions`` (label
-        numbers, shape (rows,)), ``train_seconds``, ``peak_memory_mb``, ``adapter_mb`` and ``reload_verified``.
+        numbers, shape (rows,)), ``train_seconds``, ``peak_memory_mb`` (of the foundation model, the adapter and their
+        training), ``adapter_mb`` and ``reload_verified``.
 
     Raises:
         ValueError: there is no such method, or it is refused; the message says why, and what to take instead.
@@ -88,7 +104,7 @@ def run_method(
         "trainable_parameters": sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad),
         "accuracy": output.metrics["test_accuracy"],
         "f1": output.metrics["test_f1"],
-        "predictions": np.argmax(output.predictions, axis=-1).tolist(),
+        "predictions": predicted_labels(output).tolist(),
         "train_seconds": seconds,
         "peak_memory_mb": memory.megabytes,
         "adapter_mb": megabytes,
@@ -106,15 +122,16 @@ def run_methods(
 ) -> list[dict]:
     """Run each method of ``runs`` with its seed by `run_method`, and return the result of each.
 
-    Results are appended to ``results_file`` as JSON lines: what stands there for the same settings, rows, versions and
-    device is not run again. A method that fails gives a result with its ``error``, and the others go on.
+    Results are appended to ``results_file`` as JSON lines: what stands there for the same settings, weights of the
+    foundation model, rows, versions and device is not run again. A method that fails gives a result with its ``error``,
+    and the others go on.
     """
-    fingerprint = _fingerprint(config, tokenized)
-    known = {(row["method"], row["seed"]): row for row in read_results(results_file)
+    fingerprint = _fingerprint(config, tokenized, tokenizer, label_names)
+    known = {(row["method"], row["seed"], row["learning_rate"]): row for row in read_results(results_file)
              if row["fingerprint"] == fingerprint and row["error"] is None}  # fmt: skip
     rows = []
     for number, (name, seed) in enumerate(runs, 1):
-        row = known.get((name, seed))
+        row = known.get((name, seed, learning_rate(find_method(name), config)))
         if row is None:
             row = _try_method(name, replace(config, seed=seed), tokenized, tokenizer, label_names)
             row |= {"fingerprint": fingerprint, "environment": describe_environment().to_dict()}
@@ -128,15 +145,45 @@ def run_methods(
 
 
 def read_results(results_file: str | Path) -> list[dict]:
-    """Return what `run_methods` has written; a last line that an interruption cut short is left out."""
+    """Return what `run_methods` has written; a last line that an interruption cut short is left out.
+
+    Raises:
+        ValueError: a line is no result; the file, which may be the user's own, is left as it is.
+    """
     path = Path(results_file)
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        path.write_text("".join(lines[:-1]), encoding="utf-8")  # else the next result would be glued to it
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = text.split("\n")
+    if _is_cut_short(lines[-1]):
         lines.pop()
-    return [json.loads(line) for line in lines]
+    rows = [_read_result(line, path) for line in lines]
+    if not text.endswith("\n"):  # else the next result would be glued to the last line
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return rows
+
+
+def _is_cut_short(line: str) -> bool:
+    """Tell whether ``line``, which may be empty, is the beginning of a result."""
+    try:
+        json.loads(line)
+    except ValueError:
+        start = '{"method": '
+        return line.startswith(start) or start.startswith(line)
+    return False
+
+
+def _read_result(line: str, path: Path) -> dict:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict) or not {"method", "seed", "error", "fingerprint"} <= row.keys():
+        raise ValueError(
+            f"comparison_file is {str(path)!r}; expected a result of the comparison in each line, found {line[:80]!r}. "
+            "Name another --comparison_file. Nothing was changed."
+        )
+    return row
 
 
 def _try_method(name: str, config: RunConfig, *arguments) -> dict:
@@ -153,11 +200,15 @@ def _describe(row: dict) -> str:
     return f"{row['method']}, seed {row['seed']}: {scores}, {row['train_seconds']:.0f} s"
 
 
-def _fingerprint(config: RunConfig, tokenized: DatasetDict) -> str:
-    """Return a hash of all that decides on a result, but for method and seed: settings, rows, versions and device."""
+def _fingerprint(
+    config: RunConfig, tokenized: DatasetDict, tokenizer: PreTrainedTokenizerBase, label_names: list[str]
+) -> str:
+    """Return a hash of all that decides on every result: settings, foundation model, rows, versions and device."""
     settings = {name: value for name, value in asdict(config).items() if name not in _NOT_DECISIVE}
+    model = load_base_model(replace(config, load_in_4bit=False), label_names, tokenizer)
+    weights = fingerprint_parameters(model.base_model)  # the head is each seed's own
     rows = [digest_rows(tokenized[split]) for split in ("train", "test")]
-    content = json.dumps([settings, describe_environment().to_dict(), rows])
+    content = json.dumps([settings, weights, describe_environment().to_dict(), rows])
     return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -13,7 +13,8 @@ def summarize_methods(results: list[dict], references: np.ndarray) -> pd.DataFra
     """Return a row for each method of `run_methods` and `run_reference_points`, from its runs with several seeds.
 
     Scores, seconds and MB are means over the seeds; ``f1_low`` and ``f1_high`` the 95 % interval of the mean F1 over
-    the test rows; ``f1_min`` and ``f1_max`` the worst and best seed.
+    the test rows; ``f1_min`` and ``f1_max`` the worst and best seed. What has no such number has NaN.
+    ``reload_verified`` is text.
 
     Args:
         results: what they return, one after the other.
@@ -26,24 +27,29 @@ def summarize_methods(results: list[dict], references: np.ndarray) -> pd.DataFra
         rows[method] = means.to_dict() | {
             "seeds": len(runs),
             "trainable_parameters": int(runs["trainable_parameters"].iloc[0]),
-            "share": runs["trainable_parameters"].iloc[0] / runs["parameters"].iloc[0],
+            "share": float(runs["trainable_parameters"].iloc[0] / runs["parameters"].iloc[0]),
             "f1_low": low, "f1_high": high, "f1_min": runs["f1"].min(), "f1_max": runs["f1"].max(),
-            "reload_verified": runs["reload_verified"].iloc[0],
+            "reload_verified": _RELOAD[runs["reload_verified"].iloc[0]],
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index").sort_values("trainable_parameters")
 
 
-# Of the reference points: no method may be there that has these.
-_NOT_MEASURED = dict.fromkeys(("peak_memory_mb", "adapter_mb", "reload_verified"), np.nan)
+# What `run_methods` gives; `run_reference_points` gives a part of it.
+_COLUMNS = ("method", "seed", "parameters", "trainable_parameters", "accuracy", "f1", "predictions", "train_seconds",
+            "peak_memory_mb", "adapter_mb", "reload_verified")  # fmt: skip
+_RELOAD = {True: "yes", None: "not kept", "": ""}
 
 
 def _successful(results: list[dict]) -> pd.DataFrame:
-    table = pd.DataFrame([_NOT_MEASURED | row for row in results])
-    return table[table["error"].isna()]
+    nothing = dict.fromkeys(_COLUMNS, np.nan) | {"reload_verified": ""}
+    rows = [nothing | {name: row[name] for name in _COLUMNS if name in row} for row in results if row["error"] is None]
+    return pd.DataFrame(rows, dtype=object)  # a None stays one
 
 
 def compare_methods_to(baseline: str, results: list[dict], references: np.ndarray) -> pd.DataFrame:
     """Return by how much each method beats ``baseline`` in macro F1, as text, best first, from each one's first seed.
+
+    The p-values are of one comparison each, not corrected for their number.
 
     Raises:
         ValueError: the baseline is not among the results.
@@ -52,7 +58,8 @@ def compare_methods_to(baseline: str, results: list[dict], references: np.ndarra
     if baseline not in first.index:
         raise ValueError(f"{baseline!r} is not among the results: {', '.join(first.index)}.")
     rows = {name: compare_paired(first[baseline], first[name], references) for name in first.index.drop(baseline)}
-    table = pd.DataFrame.from_dict(rows, orient="index").sort_values("F1 (macro)", ascending=False)
+    columns = ["F1 (macro)", "F1 (macro), low", "F1 (macro), high", "p"]
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).sort_values("F1 (macro)", ascending=False)
     score = [
         f"{row['F1 (macro)']:+.3f}{format_interval(row['F1 (macro), low'], row['F1 (macro), high'], sign='+')}"
         for _, row in table.iterrows()
@@ -80,7 +87,7 @@ def format_methods(summary: pd.DataFrame) -> pd.DataFrame:
         "training, s": summary["train_seconds"].map("{:.0f}".format),
         "peak memory, MB": summary["peak_memory_mb"].map("{:.0f}".format).replace("nan", ""),
         "adapter, MB": summary["adapter_mb"].map("{:.2f}".format).replace("nan", ""),
-        "reload verified": summary["reload_verified"].map({True: "yes", None: "not kept"}).fillna(""),
+        "reload verified": summary["reload_verified"],
     })  # fmt: skip
 
 

@@ -84,7 +84,7 @@ def quantization_config(model_name_or_path: str) -> BitsAndBytesConfig:
     """Return QLoRA's settings (Dettmers et al. 2023) for a model: NF4, double quantisation.
 
     The head stays as it is: it is new and trained, and would be quantised like any linear layer. What is computed from
-    the weights is bfloat16 on a GPU that has it, else float32, as in `evaluation_arguments`.
+    the weights has the type of `compute_dtype`.
     """
     model = empty_model(AutoConfig.from_pretrained(model_name_or_path))
     return BitsAndBytesConfig(

@@ -30,7 +30,7 @@ def keep_output_clean() -> None:
 
 def describe_environment() -> pd.Series:
     """Return the versions that the results depend on, and the device."""
-    names = ("torch", "transformers", "peft", "datasets", "evaluate", "accelerate", "scikit-learn")
+    names = ("torch", "transformers", "peft", "datasets", "evaluate", "accelerate", "scikit-learn", "bitsandbytes")
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
     rows = {"python": platform.python_version()} | {name: version(name) for name in names}

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 from transformers import EvalPrediction
 
-from peft_helpers.comparison import METRIC_NAMES, majority_class
+from peft_helpers.comparison import METRIC_NAMES, predicted_labels
 from peft_helpers.metrics import compute_metrics
 from peft_helpers.reference_points import CLASSICAL, MAJORITY
 
@@ -70,8 +70,9 @@ def plot_confusions(untuned: EvalPrediction, tuned: EvalPrediction, label_names:
     """Draw both confusion matrices, in shares of the true label, on one scale."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", sharey=True)
     for axis, output, title in zip(axes, (untuned, tuned), ("Untuned", "Fine-tuned with LoRA"), strict=True):
-        predicted = np.argmax(output.predictions, axis=-1)
-        matrix = confusion_matrix(output.label_ids, predicted, labels=range(len(label_names)), normalize="true")
+        matrix = confusion_matrix(
+            output.label_ids, predicted_labels(output), labels=range(len(label_names)), normalize="true"
+        )
         display = ConfusionMatrixDisplay(matrix, display_labels=label_names)
         display.plot(
             ax=axis,
@@ -90,8 +91,8 @@ def plot_confusions(untuned: EvalPrediction, tuned: EvalPrediction, label_names:
     return figure
 
 
-def plot_before_after(untuned: EvalPrediction, tuned: EvalPrediction) -> Figure:
-    """Draw each metric before and after fine-tuning, over it the level of always answering the majority class."""
+def plot_before_after(untuned: EvalPrediction, tuned: EvalPrediction, majority: EvalPrediction) -> Figure:
+    """Draw each metric before and after fine-tuning, over it the level of ``majority``, from `majority_class`."""
     figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
     places = np.arange(len(METRIC_NAMES))
     for output, shift, color, name in ((untuned, -0.2, LIGHT, "untuned"), (tuned, 0.2, DARK, "LoRA, reloaded")):
@@ -100,8 +101,8 @@ def plot_before_after(untuned: EvalPrediction, tuned: EvalPrediction) -> Figure:
                         edgecolor="black", linewidth=0.5)  # fmt: skip
         white = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
         axes.bar_label(bars, fmt="%.3f", fontsize="small", padding=3, bbox=white, zorder=3)
-    majority = compute_metrics(majority_class(tuned))
-    levels = [majority[metric] for metric in METRIC_NAMES]
+    scores = compute_metrics(majority)
+    levels = [scores[metric] for metric in METRIC_NAMES]
     axes.hlines(levels, places - 0.45, places + 0.45, color=LINE, linestyle="--", label="majority class")
     axes.set_xticks(places, METRIC_NAMES.values())
     axes.set(ylim=(0, 1.12), ylabel="score", title=f"Before and after, on {len(tuned.label_ids):,} test rows")
@@ -126,7 +127,7 @@ def plot_methods(summary: pd.DataFrame, rows: int) -> Figure:
             errors = [[row["f1"] - row["f1_low"]], [row["f1_high"] - row["f1"]]]
             axis.errorbar(place[name], row["f1"], yerr=errors, fmt=markers[name], color=DARK, mfc=shades[name],
                           markersize=9, elinewidth=1, capsize=3, label=name)  # fmt: skip
-        _draw_reference_points(axis, summary, methods["f1_low"].min())
+        _draw_reference_points(axis, summary, (methods if len(methods) else summary)["f1_low"].min())
     axes[0].set(xscale="log", xlabel="trainable parameters", ylabel=f"F1 (macro) on {rows:,} test rows")
     axes[1].set(xlabel="training time, seconds", xlim=(0, None))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")

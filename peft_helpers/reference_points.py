@@ -10,21 +10,25 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline
 from transformers import EvalPrediction
 
-from peft_helpers.comparison import majority_class
+from peft_helpers.comparison import majority_class, predicted_labels
 from peft_helpers.metrics import compute_metrics
 
 MAJORITY, CLASSICAL = "majority class", "TF-IDF + logistic regression"
 
 
 def run_reference_points(dataset: DatasetDict, seed: int) -> list[dict]:
-    """Return the results of the majority class and of `classify_with_tfidf`, as `run_method` does those of a method."""
+    """Return the results of the majority class and of `classify_with_tfidf`, as `run_methods` does those of methods.
+
+    The second has an ``error`` where it cannot learn: from texts without a word, or one row a label.
+    """
+    results = [_as_result(MAJORITY, majority_class(dataset), seed, 0, 0.0)]
     start = time.perf_counter()
-    classical, weights = classify_with_tfidf(dataset, seed)
-    seconds = time.perf_counter() - start
-    return [
-        _as_result(MAJORITY, majority_class(classical), seed, 0, 0.0),
-        _as_result(CLASSICAL, classical, seed, weights, seconds),
-    ]
+    try:
+        classical, weights = classify_with_tfidf(dataset, seed)
+    except ValueError as error:
+        print(f"{CLASSICAL}: failed, {error}")
+        return [*results, {"method": CLASSICAL, "seed": seed, "error": f"{type(error).__name__}: {error}"}]
+    return [*results, _as_result(CLASSICAL, classical, seed, weights, time.perf_counter() - start)]
 
 
 def classify_with_tfidf(dataset: DatasetDict, seed: int) -> tuple[EvalPrediction, int]:
@@ -61,7 +65,7 @@ def _as_result(name: str, output: EvalPrediction, seed: int, weights: int, secon
         "trainable_parameters": weights,
         "accuracy": scores["accuracy"],
         "f1": scores["f1"],
-        "predictions": np.argmax(output.predictions, axis=-1).tolist(),
+        "predictions": predicted_labels(output).tolist(),
         "train_seconds": seconds,
         "error": None,
     }

@@ -1,8 +1,10 @@
 """How sure a result on these test rows is: 95 % intervals, and a paired test of two models."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import binomtest
 from transformers import EvalPrediction
 
 CONFIDENCE = 0.95
@@ -26,28 +28,27 @@ def f1_interval(predictions: np.ndarray, references: np.ndarray) -> tuple[float,
     ``predictions`` are label numbers, shape (rows,), or (models, rows) for the mean of several models, such as one
     method with several seeds, each tested on the same resampled rows; ``references`` has the shape (rows,).
     """
-    models = np.atleast_2d(predictions)
     labels = np.unique(references)
 
-    def mean_f1(references: np.ndarray, *models: np.ndarray, axis: int) -> np.ndarray:
-        return np.mean([macro_f1(predictions, references, labels) for predictions in models], axis=0)
+    def mean_f1(weights: np.ndarray, references: np.ndarray, *models: np.ndarray) -> np.ndarray:
+        return np.mean([macro_f1(weights, predictions, references, labels) for predictions in models], axis=0)
 
-    return _bootstrap((references, *models), mean_f1)
+    return _bootstrap((references, *np.atleast_2d(predictions)), mean_f1)
 
 
-def macro_f1(predictions: np.ndarray, references: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the macro F1 along the last axis, over those of ``labels`` that occur in ``references`` there.
+def macro_f1(weights: np.ndarray, predictions: np.ndarray, references: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the macro F1 of each resample, shape (resamples,), over those of ``labels`` that occur in it.
 
-    Both arrays have the shape (..., rows). It is what `compute_metrics` gives for each of thousands of resamples, of
-    which scikit-learn's ``f1_score`` takes one a call.
+    ``weights`` says how often each row occurs in each, shape (resamples, rows); the rows are label numbers, shape
+    (rows,). It is what `compute_metrics` gives for each of thousands of resamples, of which scikit-learn's ``f1_score``
+    takes one a call.
     """
-    total, present = np.zeros(np.shape(references)[:-1]), np.zeros(np.shape(references)[:-1])
+    total, present = np.zeros(len(weights)), np.zeros(len(weights))
     for label in labels:
         true, predicted = references == label, predictions == label
-        marked = true.sum(-1) + predicted.sum(-1)
-        occurs = true.any(-1)
-        total += occurs * 2 * (true & predicted).sum(-1) / np.maximum(marked, 1)
-        present += occurs
+        support = weights @ true
+        total += (support > 0) * 2 * (weights @ (true & predicted)) / np.maximum(support + weights @ predicted, 1)
+        present += support > 0
     return total / present
 
 
@@ -72,16 +73,16 @@ def compare_paired(left: np.ndarray, right: np.ndarray, references: np.ndarray) 
     """
     labels = np.unique(references)
 
-    def accuracy_difference(references, left, right, axis):
-        return (right == references).mean(-1) - (left == references).mean(-1)
+    def accuracy_difference(weights, references, left, right):
+        return weights @ ((right == references) - (left == references).astype(float)) / weights.sum(-1)
 
-    def f1_difference(references, left, right, axis):
-        return macro_f1(right, references, labels) - macro_f1(left, references, labels)
+    def f1_difference(weights, references, left, right):
+        return macro_f1(weights, right, references, labels) - macro_f1(weights, left, references, labels)
 
-    rows = {}
+    rows, once = {}, np.ones((1, len(references)))
     for name, statistic in (("accuracy", accuracy_difference), ("F1 (macro)", f1_difference)):
         low, high = _bootstrap((references, left, right), statistic)
-        rows[name] = float(statistic(references, left, right, axis=-1))
+        rows[name] = float(statistic(once, references, left, right)[0])
         rows[f"{name}, low"], rows[f"{name}, high"] = low, high
     rows["p"] = mcnemar_p_value(left == references, right == references)
     return pd.Series(rows, name="paired comparison")
@@ -99,15 +100,19 @@ def check_same_rows(left: EvalPrediction, right: EvalPrediction) -> None:
         )
 
 
-def _bootstrap(data: tuple[np.ndarray, ...], statistic) -> tuple[float, float]:
-    result = bootstrap(
-        data,
-        statistic,
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",  # the bias-corrected one is undefined where every row is right
-        rng=np.random.default_rng(0),
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+def _bootstrap(data: tuple[np.ndarray, ...], statistic: Callable[..., np.ndarray]) -> tuple[float, float]:
+    """Return the percentiles of ``statistic(weights, *data)`` over resampled rows.
+
+    Rows that are alike in all of ``data`` are one kind, and a resample is a multinomial draw of how often each kind
+    occurs: the same distribution as drawing rows, in time and memory of the number of kinds. The bias-corrected
+    interval is undefined where every row is right.
+    """
+    kinds, counts = np.unique(np.stack(data), axis=1, return_counts=True)
+    generator = np.random.default_rng(0)
+    parts = []
+    for _ in range(RESAMPLES // 100):
+        weights = generator.multinomial(counts.sum(), counts / counts.sum(), size=100)
+        parts.append(statistic(weights.astype(float), *kinds))
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(np.concatenate(parts), [tail, 100 - tail])
+    return float(low), float(high)

@@ -17,6 +17,7 @@ import nbformat
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
+from peft_helpers.adapter_checks import PICKLES
 from peft_helpers.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from peft_helpers.notebook_code import FOUNDATION, RELOADED, RESULTS, CodeReader, Step, parse_cell
 
@@ -33,7 +34,6 @@ _NUMBER = r"(?<![\d.])(\d{1,6}(?:\.\d{1,6})?)"
 _EPOCHS = re.compile(rf"epoch\W{{1,4}}{_NUMBER}|{_NUMBER} epochs?\b", re.IGNORECASE)
 _COMPARED = re.compile(r"compar|improv|increas|differen|better|worse|before|versus|\bvs\b|untuned", re.IGNORECASE)
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 _CHECKPOINT_FILES = {"optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "trainer_state.json"}
 _HANDED_IN = {".json", ".safetensors", ".md", ".txt", ".model", ".jinja"}
 _COMMENT = b"A hand-in made by peft_helpers.package_submission"
@@ -265,7 +265,7 @@ def _check_folder(notebook: Path, folder: Path, max_folder_mb: float) -> list[tu
     beside = folder.is_dir() and folder.resolve().parent == notebook.resolve().parent
     weights = folder / ADAPTER_WEIGHTS
     models = [path for path in files if path.suffix == ".safetensors" and path.name != ADAPTER_WEIGHTS]
-    pickles = [path for path in files if path.suffix in _PICKLES and path.name != "training_args.bin"]
+    pickles = [path for path in files if path.suffix in PICKLES and path.name != "training_args.bin"]
     checkpoints = [path for path in files if _is_of_checkpoint(path.relative_to(folder))]
     megabytes = (notebook.stat().st_size + sum(path.stat().st_size for path in files)) / 1e6
     current = weights.is_file() and notebook.stat().st_mtime + COPIED >= weights.stat().st_mtime

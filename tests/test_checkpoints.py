@@ -187,3 +187,10 @@ def test_the_rows_and_the_frozen_weights_make_the_key(new_trainer, tokenized):
     second = key()
     trainer.train_dataset = trainer.train_dataset.select(range(31, -1, -1))
     assert key() != second
+
+
+def test_what_saves_memory_leaves_a_run_the_same(new_trainer):
+    """Advised after running out of memory: the checkpoints are to be found again."""
+    folder = new_trainer().args.output_dir
+    assert new_trainer(per_device_eval_batch_size=1, activation_checkpointing=True).args.output_dir == folder
+    assert new_trainer(learning_rate=1e-3).args.output_dir != folder

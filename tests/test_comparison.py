@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features
 from transformers import EvalPrediction
 
 from peft_helpers.comparison import (
@@ -49,7 +50,10 @@ def test_classes_are_compared_side_by_side():
     assert table.loc["yes", ("tuned", "recall")] == 1
 
 
-def test_majority_class_answers_one_label_on_the_same_rows():
-    majority = majority_class(output([0, 1, 0, 1], true=(1, 1, 0, 1)))
-    assert majority.predictions.argmax(-1).tolist() == [1, 1, 1, 1]
-    assert majority.label_ids.tolist() == [1, 1, 0, 1]
+def test_majority_class_answers_the_training_rows_most_frequent_label():
+    label = Features({"label": ClassLabel(names=["no", "so-so", "yes"])})
+    rows = {"train": [2, 0, 2], "test": [0, 1, 0, 0]}  # in the test another one is
+    dataset = DatasetDict({name: Dataset.from_dict({"label": labels}, label) for name, labels in rows.items()})
+    majority = majority_class(dataset)
+    assert majority.predictions.tolist() == [[0, 0, 1]] * 4
+    assert majority.label_ids.tolist() == rows["test"]

@@ -1,3 +1,5 @@
+import os
+import runpy
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -134,3 +136,13 @@ def test_bad_options_are_named(arguments, message):
 def test_config_cannot_be_changed():
     with pytest.raises(FrozenInstanceError):
         RunConfig().seed = 1
+
+
+def test_the_tiny_model_has_a_whole_path_where_no_relative_one_leads_to_it(monkeypatch):
+    def other_drive(path):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    monkeypatch.setattr(os.path, "relpath", other_drive)
+    tiny_gpt2 = runpy.run_path(config_module.__file__)["TINY_GPT2"]
+    assert Path(tiny_gpt2).is_absolute()
+    assert Path(tiny_gpt2, "config.json").is_file()

@@ -7,6 +7,7 @@ import pytest
 from datasets import Dataset, load_dataset
 
 from peft_helpers import RunConfig, load_dataset_arguments, prepare_splits
+from peft_helpers.data_files import data_files_arguments
 
 ROWS = [{"text": f"text {number}", "label": number % 2} for number in range(40)]
 CSV = "text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in ROWS)
@@ -162,3 +163,11 @@ def test_a_short_line_lacks_a_label_and_is_left_out(tmp_path, capsys):
     (tmp_path / "rows.csv").write_text(CSV.replace("text 30,0", "text 30"))
     assert len(load(tmp_path / "rows.csv")[0]) == 39
     assert "train: 1 of 40 rows have no label or no text and are left out." in capsys.readouterr().out
+
+
+def test_codes_with_leading_zeros_stay_different_labels(tmp_path):
+    file = tmp_path / "codes.csv"
+    file.write_text("text,label,stars\n" + "a b,01,1\nb c,1,2\nc d,,3\n" * 3)
+    loaded = load_dataset(**data_files_arguments({"train": [file]}), split="train")
+    assert loaded["label"][:3] == ["01", "1", ""]  # blank: left out later
+    assert loaded["stars"][:3] == [1, 2, 3]

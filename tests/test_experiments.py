@@ -1,13 +1,16 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, DataCollatorWithPadding
 
 from peft_helpers import experiments
 from peft_helpers.experiments import REPEATED, plan_comparison, read_results, run_method, run_methods
-from peft_helpers.methods import METHODS
+from peft_helpers.methods import METHODS, adapt_model
+from peft_helpers.models import load_base_model
 
 LABELS = ["negative", "positive"]
 
@@ -171,3 +174,80 @@ def test_the_plan_has_several_seeds_for_some_methods(short):
 def test_a_plan_with_an_unknown_method_is_refused_before_anything_runs(short):
     with pytest.raises(ValueError, match="Unknown method 'lora'"):
         plan_comparison(replace(short, comparison_methods=["ia3", "lora"]))
+
+
+@pytest.mark.reliability("bad input")
+@pytest.mark.parametrize("names", [["all", "lora-typo"], ["none", "full"], []])
+def test_all_and_none_stand_alone(short, names):
+    with pytest.raises(ValueError, match="expected names of methods, or all or none alone"):
+        plan_comparison(replace(short, comparison_methods=names))
+
+
+def test_a_method_named_twice_is_run_once(short):
+    assert plan_comparison(replace(short, comparison_methods=["full", "full"])) == [("full", short.seed)]
+
+
+@pytest.mark.reliability("bad input")
+@pytest.mark.parametrize("name", ["missing/results.jsonl", "."])
+def test_results_that_could_not_be_written_are_refused_before_anything_runs(short, name, tmp_path):
+    with pytest.raises(ValueError, match="expected a file, there already or not, in a folder that exists"):
+        plan_comparison(replace(short, comparison_file=str(tmp_path / name)))
+
+
+@pytest.mark.reliability("bad input")
+@pytest.mark.parametrize("content", [b"my notes", b'{"id": 1}\n{"id": 2}', b"\xff\xfe\n", b"[]\n"])
+def test_the_users_own_file_is_refused_and_left_as_it_is(short, content, tmp_path):
+    file = tmp_path / "notes.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="expected a result of the comparison in each line, found"):
+        plan_comparison(replace(short, comparison_file=str(file)))
+    assert file.read_bytes() == content
+
+
+def test_a_last_result_without_its_line_end_is_kept(run):
+    run(("head-only", 0))
+    run.file.write_text(run.file.read_text().rstrip("\n"))
+    assert [row["method"] for row in read_results(run.file)] == ["head-only"]
+    assert run.file.read_text().endswith("}\n")
+
+
+def test_another_foundation_model_at_the_same_place_is_run_again(run, counted, short, tmp_path):
+    moved = replace(short, model_name_or_path=str(tmp_path / "model"))
+    shutil.copytree(short.model_name_or_path, moved.model_name_or_path)
+    run(("head-only", 0), config=moved)
+    run(("head-only", 0), config=replace(moved, seed=7))  # the seed is that of the run
+    file = tmp_path / "model" / "model.safetensors"
+    weights = load_file(file)
+    weights["wte.weight" if "wte.weight" in weights else "transformer.wte.weight"] += 1
+    save_file(weights, file, metadata={"format": "pt"})
+    run(("head-only", 0), config=moved)
+    assert counted == ["head-only"] * 2
+
+
+def test_another_learning_rate_of_a_method_is_run_again(run, counted, monkeypatch):
+    run(("head-only", 0))
+    monkeypatch.setitem(METHODS, "head-only", replace(METHODS["head-only"], learning_rate_factor=4))
+    run(("head-only", 0))
+    assert counted == ["head-only"] * 2
+
+
+def test_every_method_trains_on_the_same_batches_beyond_the_first_epoch(short, tokenized, tokenizer, monkeypatch):
+    """16 steps of 4 rows are two epochs; what the methods draw from the global generator has no say."""
+    batches = []
+
+    class Recorder(DataCollatorWithPadding):
+        def __call__(self, features):
+            batch = super().__call__(features)
+            batches.append(batch["input_ids"].tolist())
+            return batch
+
+    monkeypatch.setattr(experiments, "DataCollatorWithPadding", Recorder)
+    orders = []
+    for name in ("head-only", "lora-r8", "vera"):
+        model = adapt_model(load_base_model(short, LABELS, tokenizer), METHODS[name], short)
+        experiments._train(model, tokenized["train"], tokenizer, METHODS[name], replace(short, comparison_steps=16))
+        orders.append(batches[:])
+        batches.clear()
+    assert len(orders[0]) == 16
+    assert orders[0][:8] != orders[0][8:]
+    assert orders[0] == orders[1] == orders[2]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from peft_helpers.method_table import compare_methods_to, describe_methods, format_methods, summarize_methods
-from peft_helpers.reference_points import CLASSICAL
+from peft_helpers.reference_points import CLASSICAL, MAJORITY
 
 
 @pytest.fixture
@@ -56,3 +56,22 @@ def test_the_best_peft_method_is_told_beside_full_fine_tuning_and_the_classical_
         f"{CLASSICAL} reaches 0.333: ia3 is 0.333 above it.",
     ]
     assert describe_methods(results[:1], np.array([0, 0, 1, 1])) == "No PEFT method was compared."
+
+
+def test_a_table_is_made_where_no_method_succeeded():
+    references = np.array([0, 0, 1, 1])
+    reference_points = [
+        {"method": name, "seed": 0, "trainable_parameters": 0, "accuracy": 0.5, "f1": 1 / 3, "predictions": [0] * 4,
+         "train_seconds": 0.0, "error": None} for name in (MAJORITY, CLASSICAL)
+    ]  # fmt: skip
+    results = [*reference_points, {"method": "ia3", "seed": 0, "error": "RuntimeError: no memory"}]
+    text = format_methods(summarize_methods(results, references))
+    assert text.loc[CLASSICAL].tolist() == ["0", "", "0.500", text.iloc[1, 3], "", "0", "", "", ""]
+    assert compare_methods_to(CLASSICAL, results, references).index.tolist() == [MAJORITY]
+    assert compare_methods_to(MAJORITY, results[:1], references).empty
+
+
+def test_full_fine_tuning_alone_is_not_kept(results):
+    assert format_methods(summarize_methods(results[:1], np.array([0, 0, 1, 1])))["reload verified"].tolist() == [
+        "not kept"
+    ]

@@ -64,11 +64,12 @@ def test_every_rank_scales_its_update_alike(config, model):
     assert {each.lora_alpha / each.r for each in ranks} == {config.lora_alpha / config.lora_r}
 
 
-def test_head_only_trains_the_head_and_full_trains_everything(config, model):
+def test_head_only_trains_the_head(config, model):
     head = adapt_model(model, METHODS["head-only"], config)
     assert [name for name, parameter in head.named_parameters() if parameter.requires_grad] == ["score.weight"]
-    for parameter in model.parameters():
-        parameter.requires_grad = True
+
+
+def test_full_trains_everything(config, model):
     assert all(parameter.requires_grad for parameter in adapt_model(model, METHODS["full"], config).parameters())
 
 
@@ -77,12 +78,6 @@ def test_the_tiny_model_has_a_learning_rate_of_its_own_for_full_fine_tuning(conf
     assert learning_rate(full, replace(config, learning_rate=1.0)) == 0.1
     assert learning_rate(full, replace(config, learning_rate=1.0, model_name_or_path=TINY_GPT2)) == 0.5
     assert learning_rate(METHODS["ia3"], replace(config, learning_rate=1.0, model_name_or_path=TINY_GPT2)) == 10
-
-
-def test_each_learning_rate_has_a_reason():
-    for method in METHODS.values():
-        assert method.learning_rate_factor > 0
-        assert len(method.reason) > 10, method.name
 
 
 @pytest.mark.reliability("bad input")

@@ -66,7 +66,8 @@ def test_confusions_share_one_scale_and_normalise_by_the_true_label(outputs):
 
 
 def test_before_after_shows_the_level_of_the_majority_class(outputs):
-    axes = plot_before_after(*outputs).axes[0]
+    always_no = EvalPrediction(predictions=np.eye(2)[[0] * 4], label_ids=outputs[0].label_ids)
+    axes = plot_before_after(*outputs, always_no).axes[0]
     assert bar_heights(axes)[4:] == [1.0] * 4
     assert bar_heights(axes)[0] == 0.25
     levels = [segment[0][1] for segment in axes.collections[0].get_segments()]
@@ -109,3 +110,11 @@ def test_perplexity_is_drawn_with_the_checkpoint_that_is_kept():
     assert kept.get_xydata().tolist() == [[1.0, 70.5]]
     assert [text.get_text() for text in right.texts] == ["90.0", "75.5"]
     assert right.get_title() == "Test blocks (1,234 tokens)"
+
+
+def test_the_reference_points_are_drawn_without_a_method():
+    alone = pd.DataFrame({"f1": [0.9], "f1_low": [0.8], "f1_high": [1.0], "train_seconds": [1.0],
+                          "trainable_parameters": [5]}, index=["TF-IDF + logistic regression"])  # fmt: skip
+    assert [text.get_text() for text in plot_methods(alone, 4).legends[0].texts] == [
+        "TF-IDF + logistic regression: 0.900"
+    ]

@@ -42,3 +42,12 @@ def test_the_results_look_like_those_of_a_method(dataset):
     assert majority["accuracy"] == 0.5
     assert classical["f1"] > majority["f1"]
     assert len(majority["predictions"]) == len(classical["predictions"]) == dataset["test"].num_rows
+
+
+@pytest.mark.reliability("bad input")
+def test_texts_without_a_word_leave_the_other_reference_point(dataset, capsys):
+    letters = DatasetDict({name: split.map(lambda row: {"text": "a b"}) for name, split in dataset.items()})
+    majority, classical = run_reference_points(letters, seed=0)
+    assert majority["error"] is None
+    assert "empty vocabulary" in classical["error"]
+    assert f"{CLASSICAL}: failed" in capsys.readouterr().out

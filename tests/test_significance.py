@@ -1,5 +1,8 @@
+import tracemalloc
+
 import numpy as np
 import pytest
+from scipy.stats import bootstrap
 from sklearn.metrics import f1_score
 from transformers import EvalPrediction
 
@@ -40,12 +43,42 @@ def test_mcnemars_p_is_the_textbooks(left_only, right_only, p):
 
 
 def test_macro_f1_is_scikit_learns_on_every_resample():
-    references, predictions = np.random.default_rng(0).integers(0, 4, (2, 50, 6))  # some lack a label
+    generator = np.random.default_rng(0)
+    references, predictions = generator.integers(0, 4, (2, 8))
+    weights = generator.integers(0, 3, (50, 8))  # some lack a label
     expected = [
-        f1_score(r, p, average="macro", labels=np.unique(r), zero_division=0)
-        for r, p in zip(references, predictions, strict=True)
-    ]
-    np.testing.assert_allclose(macro_f1(predictions, references, np.arange(4)), expected, rtol=1e-12)
+        f1_score(references, predictions, sample_weight=row, average="macro", labels=np.unique(references[row > 0]),
+                 zero_division=0)
+        for row in weights
+    ]  # fmt: skip
+    np.testing.assert_allclose(macro_f1(weights, predictions, references, np.arange(4)), expected, rtol=1e-12)
+
+
+def test_the_bootstrap_is_scipys_over_the_rows():
+    """Another implementation with other random numbers: percentiles of 2,000 resamples agree within their noise."""
+    generator = np.random.default_rng(1)
+    references = generator.integers(0, 3, 400)
+    left, right = (np.where(generator.random(400) < share, references, 0) for share in (0.6, 0.8))
+
+    def difference(references, left, right):
+        return f1_score(references, right, average="macro") - f1_score(references, left, average="macro")
+
+    expected = bootstrap(
+        (references, left, right), difference, paired=True, vectorized=False, n_resamples=500, method="percentile",
+        rng=generator,
+    ).confidence_interval  # fmt: skip
+    found = compare_paired(left, right, references)
+    assert found["F1 (macro), low"] == pytest.approx(expected.low, abs=0.01)
+    assert found["F1 (macro), high"] == pytest.approx(expected.high, abs=0.01)
+
+
+def test_many_rows_take_little_memory():
+    references, left, right = np.random.default_rng(0).integers(0, 2, (3, 200_000))
+    tracemalloc.start()
+    compare_paired(left, right, references)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6  # all 2,000 resamples of the rows at once would be 3.2 GB
 
 
 def test_the_interval_of_f1_holds_the_score_and_narrows_with_more_rows():
