@@ -33,8 +33,12 @@ def summarize_methods(results: list[dict], references: np.ndarray) -> pd.DataFra
     return pd.DataFrame.from_dict(rows, orient="index").sort_values("trainable_parameters")
 
 
+# What reference points lack: every method may have failed, or there may be none.
+_NOT_MEASURED = dict.fromkeys(("parameters", "peak_memory_mb", "adapter_mb", "reload_verified"), np.nan)
+
+
 def _successful(results: list[dict]) -> pd.DataFrame:
-    table = pd.DataFrame(results)
+    table = pd.DataFrame([_NOT_MEASURED | row for row in results])
     return table[table["error"].isna()]
 
 

@@ -23,6 +23,7 @@ from peft_helpers.method_table import describe_methods, format_methods, summariz
 from peft_helpers.metrics import compute_metrics
 from peft_helpers.notebook import describe_environment
 from peft_helpers.plots import plot_before_after, plot_confusions, plot_methods, plot_training
+from peft_helpers.reference_points import CLASSICAL, MAJORITY
 from peft_helpers.runs import RunResult
 from peft_helpers.significance import accuracy_interval, compare_paired, f1_interval
 
@@ -104,10 +105,14 @@ def describe_evaluation(output: EvalPrediction) -> str:
 
 
 def save_methods(results: list[dict], references: np.ndarray, folder: str | Path) -> None:
-    """Write the table of `summarize_methods` as ``methods.csv`` and the figure as ``methods.png`` into ``folder``."""
+    """Write the table of `summarize_methods` as ``methods.csv`` and the figure as ``methods.png`` into ``folder``.
+
+    Without a method that has a result, there is no figure.
+    """
     summary = summarize_methods(results, references)
     summary.to_csv(Path(folder, "methods.csv"), index_label="method")
-    _save_figure(plot_methods(summary, len(references)), Path(folder, "methods.png"))
+    if set(summary.index) - {MAJORITY, CLASSICAL}:
+        _save_figure(plot_methods(summary, len(references)), Path(folder, "methods.png"))
 
 
 def describe_compared_methods(results: list[dict], references: np.ndarray, folder: str | Path) -> str:
@@ -115,7 +120,7 @@ def describe_compared_methods(results: list[dict], references: np.ndarray, folde
     with pd.option_context("display.width", None):
         table = format_methods(summarize_methods(results, references)).to_string()
     lines = [f"\n{len(references):,} test rows", table, describe_methods(results, references), *_failures(results)]
-    return "\n".join([*lines, f"methods.csv and methods.png are in {folder}."])
+    return "\n".join([*lines, f"The table and the figure are in {folder}: methods.csv, methods.png."])
 
 
 def _failures(results: list[dict]) -> Iterable[str]:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from peft_helpers.method_table import compare_methods_to, describe_methods, format_methods, summarize_methods
-from peft_helpers.reference_points import CLASSICAL
+from peft_helpers.reference_points import CLASSICAL, MAJORITY
 
 
 @pytest.fixture
@@ -56,3 +56,12 @@ def test_the_best_peft_method_is_told_beside_full_fine_tuning_and_the_classical_
         f"{CLASSICAL} reaches 0.333: ia3 is 0.333 above it.",
     ]
     assert describe_methods(results[:1], np.array([0, 0, 1, 1])) == "No PEFT method was compared."
+
+
+def test_reference_points_alone_are_summarised():
+    point = {"method": MAJORITY, "seed": 1, "trainable_parameters": 0, "accuracy": 0.5, "f1": 0.3, "error": None,
+             "predictions": [0, 0], "train_seconds": 0.0}  # fmt: skip
+    failed = {"method": "ia3", "seed": 1, "error": "RuntimeError: no"}
+    table = format_methods(summarize_methods([point, failed], np.array([0, 1])))
+    assert table.index.tolist() == [MAJORITY]
+    assert table.loc[MAJORITY, "reload verified"] == ""

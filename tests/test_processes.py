@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).with_name("short_run.py")
-BUDGET = "--profile offline --max_train_rows 64 --max_eval_rows 20 --max_length 16 --num_train_epochs 3 \
+BUDGET = "--profile offline --max_train_rows 8 --max_eval_rows 20 --max_length 64 --num_train_epochs 3 \
 --per_device_train_batch_size 8 --lora_dropout 0.05"
 LAST_CHECKPOINT, KILLED_AT = 15, 17  # of 24 steps, in the last of three epochs; a checkpoint every third step
 

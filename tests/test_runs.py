@@ -17,7 +17,7 @@ def small(config, raw, monkeypatch):
     """A configuration whose data set is that of the fixture `raw`."""
     monkeypatch.setattr(runs, "load_dataset_arguments", lambda config: {})
     monkeypatch.setattr(runs, "load_dataset", lambda: raw)
-    return replace(config, num_train_epochs=1)
+    return replace(config, num_train_epochs=1, max_train_rows=12)
 
 
 def test_a_run_is_that_of_its_saved_adapter(small):
@@ -43,7 +43,7 @@ def test_callbacks_are_called(small):
             steps.append(state.global_step)
 
     run(small, callbacks=[Count()])
-    assert steps == list(range(8))
+    assert steps == [0, 1, 2]
 
 
 @pytest.mark.reliability("fault")
