@@ -16,7 +16,6 @@ from peft_helpers.comparison import (
     METRIC_NAMES,
     format_comparison,
     format_interval,
-    majority_class,
     predicted_labels,
 )
 from peft_helpers.method_table import describe_methods, format_methods, summarize_methods
@@ -50,7 +49,7 @@ def summarize_run(result: RunResult) -> dict:
             for name, key in (("accuracy", "accuracy"), ("f1", "F1 (macro)"))
         },
         "mcnemar_p_value": paired["p"],
-        "majority_class_accuracy": compute_metrics(majority_class(result.tuned))["accuracy"],
+        "majority_class_accuracy": compute_metrics(result.majority)["accuracy"],
         "test_rows": len(result.tuned.label_ids),
         "label_names": result.label_names,
         "trainable_parameters": result.trainable_parameters,
@@ -67,7 +66,7 @@ def save_results(result: RunResult) -> None:
     folder = Path(result.config.output_dir)
     (folder / RESULTS_FILE).write_text(json.dumps(summarize_run(result), indent=2) + "\n", encoding="utf-8")
     figures = (
-        plot_before_after(result.untuned, result.tuned),
+        plot_before_after(result.untuned, result.tuned, result.majority),
         plot_training(result.log_history),
         plot_confusions(result.untuned, result.tuned, result.label_names),
     )

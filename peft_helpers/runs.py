@@ -15,7 +15,14 @@ from peft import (
     get_peft_model,
     prepare_model_for_kbit_training,
 )
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
 from transformers.trainer_utils import PredictionOutput
 
 from peft_helpers.adapter_checks import check_adapter
@@ -28,6 +35,7 @@ from peft_helpers.adapters import (
 )
 from peft_helpers.bbc_news import load_bbc_news
 from peft_helpers.checks import assert_same_logits
+from peft_helpers.comparison import majority_class
 from peft_helpers.config import BBC_NEWS, RunConfig
 from peft_helpers.data import load_dataset_arguments, prepare_splits
 from peft_helpers.experiments import plan_comparison, run_methods
@@ -53,12 +61,13 @@ from peft_helpers.training import guard_training, make_trainer
 class RunResult:
     """What `run` has found: outputs of `predict` on the same test rows before and after, and what it took.
 
-    ``tuned`` is the output of the adapter as it was loaded again; ``log_history`` the Trainer's; ``seconds`` those of
+    ``majority`` always answers with the most frequent label; ``tuned`` is the output of the adapter as it was loaded again; ``log_history`` the Trainer's; ``seconds`` those of
     each stage.
     """
 
     config: RunConfig
     label_names: list[str]
+    majority: EvalPrediction
     untuned: PredictionOutput
     tuned: PredictionOutput
     log_history: list[dict]
@@ -101,7 +110,10 @@ def run(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> RunResu
         reloaded = predict(reloaded_model, reloaded_tokenizer, test, config)
         assert_same_logits(tuned.predictions, reloaded.predictions, reloaded_model.device)
     trainable, total = peft_model.get_nb_trainable_parameters()
-    return RunResult(config, label_names, untuned, reloaded, log_history, trainable, total, seconds)
+    # Nobody has counted the labels of a stream: those of the validation stand for them.
+    counted = {"train": dataset["validation" if config.streaming else "train"], "test": dataset["test"]}
+    majority = majority_class(counted)
+    return RunResult(config, label_names, majority, untuned, reloaded, log_history, trainable, total, seconds)
 
 
 @contextmanager
