@@ -61,8 +61,8 @@ from peft_helpers.training import guard_training, make_trainer
 class RunResult:
     """What `run` has found: outputs of `predict` on the same test rows before and after, and what it took.
 
-    ``majority`` always answers with the most frequent label; ``tuned`` is the output of the adapter as it was loaded again; ``log_history`` the Trainer's; ``seconds`` those of
-    each stage.
+    ``majority`` always answers with the most frequent label; ``tuned`` is the output of the adapter as it was loaded
+    again; ``log_history`` the Trainer's; ``seconds`` those of each stage.
     """
 
     config: RunConfig

@@ -22,7 +22,17 @@ def result(config):
     Path(config.output_dir).mkdir()
     Path(config.output_dir, "adapter_model.safetensors").write_bytes(bytes(2_500_000))
     log = [{"epoch": 1.0, "loss": 0.5}, {"epoch": 1.0, "eval_loss": 0.4, "eval_accuracy": 0.9, "eval_f1": 0.9}]
-    return RunResult(config, ["no", "yes"], output(UNTUNED), output(TUNED), log, 30, 1000, {"load": 1.5, "train": 2.5})
+    return RunResult(
+        config,
+        ["no", "yes"],
+        output(UNTUNED),
+        output(UNTUNED),
+        output(TUNED),
+        log,
+        30,
+        1000,
+        {"load": 1.5, "train": 2.5},
+    )
 
 
 def test_scores_have_the_intervals_of_the_notebooks_table():
