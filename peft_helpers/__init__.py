@@ -35,7 +35,7 @@ from peft_helpers.method_table import compare_methods_to, describe_methods, form
 from peft_helpers.methods import METHODS, REFUSED, adapt_model, find_method
 from peft_helpers.metrics import ClassificationMetrics, compute_metrics, report_per_class
 from peft_helpers.mistakes import most_confident_errors
-from peft_helpers.model_card import save_model_card
+from peft_helpers.model_card import save_language_model_card, save_model_card
 from peft_helpers.models import (
     check_model,
     classifier_arguments,
@@ -85,7 +85,8 @@ __all__ = [
     "plot_class_balance", "plot_confusions", "plot_methods", "plot_perplexity", "plot_token_lengths", "plot_training",
     "predict", "prepare_splits", "quantization_arguments", "quantization_config", "quantization_problem",
     "replace_folder", "report_per_class", "run_language_model", "run_method", "run_methods", "run_reference_points",
-    "save_language_model", "save_model_card", "save_run_config", "saved_classifier_arguments", "set_padding",
-    "sort_target_modules", "summarize_methods", "token_losses", "tokenize_blocks", "tokenize_dataset",
-    "tokenize_passages", "training_arguments", "turn_off_dropout", "uses_conv1d",
+    "save_language_model", "save_language_model_card", "save_model_card", "save_run_config",
+    "saved_classifier_arguments", "set_padding", "sort_target_modules", "summarize_methods", "token_losses",
+    "tokenize_blocks", "tokenize_dataset", "tokenize_passages", "training_arguments", "turn_off_dropout",
+    "uses_conv1d",
 ]  # fmt: skip
