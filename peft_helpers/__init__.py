@@ -26,7 +26,7 @@ _NAMES = {
     "methods": "METHODS REFUSED adapt_model find_method",
     "metrics": "ClassificationMetrics compute_metrics report_per_class",
     "mistakes": "most_confident_errors",
-    "model_card": "save_model_card",
+    "model_card": "save_language_model_card save_model_card",
     "models": (
         "check_model classifier_arguments compute_dtype head_modules load_base_model quantization_arguments "
         "quantization_config saved_classifier_arguments turn_off_dropout uses_conv1d"

@@ -28,6 +28,7 @@ from peft_helpers.config import BBC_NEWS, TINY_GPT2, RunConfig
 from peft_helpers.documents import DEFAULT_CONFIGURATIONS, WIKITEXT, load_documents, tokenize_blocks
 from peft_helpers.generation import generate_texts
 from peft_helpers.hub import explain_availability
+from peft_helpers.model_card import save_language_model_card
 from peft_helpers.models import check_model, quantization_config, turn_off_dropout, uses_conv1d
 from peft_helpers.perplexity import assert_same_perplexity, evaluate_perplexity, perplexity_arguments
 from peft_helpers.resources import check_space
@@ -179,14 +180,24 @@ def language_training_arguments(config: RunConfig, output_dir: str) -> TrainingA
     )
 
 
-def save_language_model(peft_model: PeftModel, tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> None:
-    """Save adapter, configuration and tokenizer to ``config.output_dir``, as the notebook's cells do."""
+def save_language_model(
+    peft_model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: RunConfig,
+    untuned: dict[str, float],
+    tuned: dict[str, float],
+) -> None:
+    """Save adapter, tokenizer and model card to ``config.output_dir``, as the notebook's cells do.
+
+    ``untuned`` and ``tuned`` are the results of `evaluate_perplexity` before and after training.
+    """
     sort_target_modules(peft_model)
     with replace_folder(config.output_dir) as folder:
         peft_model.save_pretrained(folder)
         peft_model.config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         save_run_config(config, folder)
+        save_language_model_card(peft_model, config, untuned, tuned, folder)
 
 
 def load_saved_language_model(config: RunConfig) -> tuple[PeftModel, PreTrainedTokenizerBase]:
@@ -245,7 +256,7 @@ def run_language_model(config: RunConfig) -> dict:
     with guard_training(trainer) as checkpoint:
         training = trainer.train(resume_from_checkpoint=checkpoint)
     tuned = evaluate_perplexity(model, tokenizer, blocks["test"], config)
-    save_language_model(model, tokenizer, config)
+    save_language_model(model, tokenizer, config, untuned, tuned)
     model, tokenizer = load_saved_language_model(config)
     reloaded = evaluate_perplexity(model, tokenizer, make_blocks(documents, tokenizer, config)["test"], config)
     assert_same_perplexity(tuned, reloaded, model.device)

@@ -111,6 +111,68 @@ Made with {versions}.
 """
 
 
+_LOADING_LANGUAGE_MODEL = """\
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+folder = {folder!r}  # the folder of this file
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoPeftModelForCausalLM.from_pretrained(folder)
+inputs = tokenizer("The match", return_tensors="pt")
+output = model.generate(**inputs, max_new_tokens=40, do_sample=True, pad_token_id=tokenizer.pad_token_id)
+print(tokenizer.decode(output[0]))
+"""
+
+
+def save_language_model_card(
+    peft_model: PeftModel,
+    config: RunConfig,
+    untuned: dict[str, float],
+    tuned: dict[str, float],
+    adapter_dir: str | Path,
+) -> None:
+    """Write the model card of a language model's adapter; like `save_model_card`, with perplexities as results.
+
+    ``untuned`` and ``tuned`` are the results of `evaluate_perplexity` on the same test blocks.
+    """
+    base, dataset = _display_name(config.model_name_or_path), _display_name(config.dataset_name)
+    data = ModelCardData(
+        base_model=None if _is_local(config.model_name_or_path) else config.model_name_or_path,
+        datasets=None if _is_local(config.dataset_name) else config.dataset_name,
+        library_name="peft",
+        pipeline_tag="text-generation",
+        tags=[peft_model.active_peft_config.peft_type.value.lower()],
+    )
+    method = "\n".join(f"| {name} | {value} |" for name, value in _list_method(peft_model.active_peft_config).items())
+    text = f"""\
+# {base}, a language model fine-tuned on {dataset}
+
+A PEFT adapter for `{base}`, whose own weights are not in this folder.
+
+| | |
+|---|---|
+| texts | `{dataset}` {config.dataset_config_name or ""}{_TERMS.get(config.dataset_name, "")} |
+{method}
+| training | {config.num_train_epochs:g} epochs at most, learning rate {config.learning_rate:g}, seed {config.seed} |
+| perplexity of the untuned model | {untuned["perplexity"]:.2f} |
+| perplexity with this adapter | {tuned["perplexity"]:.2f} |
+
+Perplexity is over {tuned["predicted_tokens"]:,} tokens of held-out test documents, in blocks of {config.max_length}.
+
+## How to load
+
+From the folder that holds this one. The base model is the one that `adapter_config.json` names.
+
+```python
+{_LOADING_LANGUAGE_MODEL.format(folder=_display_name(config.output_dir))}```
+
+## Limits
+
+What it writes reads like its texts; none of it need be true. It repeats the errors and prejudices of what it has read.
+"""
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(Path(adapter_dir, "README.md"))
+
+
 _TERMS = {BBC_NEWS: ": BBC News, for research and non-commercial use (D. Greene and P. Cunningham, ICML 2006)"}
 
 

@@ -113,6 +113,7 @@ def test_a_document_may_be_longer_than_the_positions(tokenizer, caplog):
         ("none.csv", b"a,b\n" + b"1,2\n" * 9, "columns a, b, of which none could be the texts"),
         (None, b"", "there is no such file. Name a text file"),
     ],
+    ids=["too few", "blank", "not UTF-8", "not gzipped", "two columns", "no column", "no file"],
 )
 def test_texts_that_cannot_be_used_are_named(name, content, message, config, tmp_path):
     file = tmp_path / (name or "missing.txt")

@@ -57,3 +57,19 @@ def test_padding_changes_nothing_of_what_is_most_probable(language_model, tokeni
 def test_prompts_that_cannot_be_continued_are_named(prompts, message, language_model, tokenizer):
     with pytest.raises(ValueError, match=message):
         encode_prompts(prompts, tokenizer, language_model)
+
+
+def test_prompt_and_new_tokens_may_fill_the_positions_but_not_more(language_model, tokenizer):
+    tokens = encode_prompts(["good"], tokenizer, language_model)["input_ids"].shape[1]
+    encode_prompts(["good"], tokenizer, language_model, 64 - tokens)
+    with pytest.raises(ValueError, match=f"has {tokens} tokens; with {65 - tokens} new ones"):
+        encode_prompts(["good"], tokenizer, language_model, 65 - tokens)
+
+
+def test_the_model_is_told_which_tokens_are_padding(language_model, tokenizer, monkeypatch):
+    inputs = encode_prompts(PROMPTS, tokenizer, language_model)
+    given = {}
+    monkeypatch.setattr(language_model, "generate", lambda **names: (given.update(names), names["input_ids"])[1])
+    assert generate_texts(language_model, tokenizer, PROMPTS, seed=1) == PROMPTS
+    assert given["pad_token_id"] == tokenizer.pad_token_id
+    assert given["attention_mask"].tolist() == inputs["attention_mask"].tolist()

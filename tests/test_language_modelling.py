@@ -25,6 +25,8 @@ from peft_helpers.language_modelling import (
 )
 from peft_helpers.perplexity import evaluate_perplexity
 
+SCORES = tuple({"perplexity": value, "predicted_tokens": 4321} for value in (90.126, 80.004))
+
 
 @pytest.fixture
 def text_file(tmp_path) -> Path:
@@ -141,7 +143,7 @@ def test_the_trainer_keeps_the_checkpoint_with_the_least_perplexity(config, toke
 
 
 def test_what_is_saved_is_loaded_with_its_tokenizer(language_model, tokenizer, config):
-    save_language_model(language_model, tokenizer, config)
+    save_language_model(language_model, tokenizer, config, *SCORES)
     reloaded, its_tokenizer = load_saved_language_model(config)
     batch = its_tokenizer(["a fine film", "bad"], return_tensors="pt", padding=True)
     with torch.no_grad():
@@ -158,7 +160,7 @@ def test_in_4_bits_the_linear_layers_are_quantised_and_the_output_layer_is_not(c
     untuned = evaluate_perplexity(model, tokenizer, blocks["test"], config)
     model = inject_lora(model, config)
     assert evaluate_perplexity(model, tokenizer, blocks["test"], config) == untuned
-    save_language_model(model, tokenizer, config)
+    save_language_model(model, tokenizer, config, untuned, untuned)
     reloaded, _ = load_saved_language_model(config)
     assert isinstance(reloaded.base_model.model.transformer.h[0].attn.c_attn.base_layer, Linear4bit)
     assert evaluate_perplexity(reloaded, tokenizer, blocks["test"], config) == untuned
@@ -185,7 +187,7 @@ def test_what_would_fail_later_is_found_by_the_plan(changes, message, config):
 
 @pytest.mark.reliability("bad input")
 def test_another_runs_adapter_is_not_replaced(language_model, tokenizer, config):
-    save_language_model(language_model, tokenizer, plan_language_modelling(config))
+    save_language_model(language_model, tokenizer, plan_language_modelling(config), *SCORES)
     plan_language_modelling(config)
     with pytest.raises(FileExistsError, match=r"adapter_language_model'.*another run: learning_rate 0.02"):
         plan_language_modelling(replace(config, lm_learning_rate=1e-3))
@@ -209,7 +211,7 @@ def test_a_classifiers_adapter_is_not_loaded_as_a_language_model(peft_model, tok
 
 @pytest.mark.reliability("fault")
 def test_an_adapter_of_a_language_model_that_was_cut_off_is_refused(language_model, tokenizer, config):
-    save_language_model(language_model, tokenizer, config)
+    save_language_model(language_model, tokenizer, config, *SCORES)
     weights = Path(config.output_dir, "adapter_model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ValueError, match="is no whole safetensors file"):
@@ -217,6 +219,6 @@ def test_an_adapter_of_a_language_model_that_was_cut_off_is_refused(language_mod
 
 
 def test_the_saved_tokenizer_is_the_models(language_model, tokenizer, config):
-    save_language_model(language_model, tokenizer, config)
+    save_language_model(language_model, tokenizer, config, *SCORES)
     saved = AutoTokenizer.from_pretrained(config.output_dir)
     assert saved("a sad story")["input_ids"] == tokenizer("a sad story")["input_ids"]

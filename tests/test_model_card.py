@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import EvalPrediction
 
+import peft_helpers as helpers
 from peft_helpers import save_run_config
 from peft_helpers.adapters import replace_folder
 from peft_helpers.model_card import save_model_card
@@ -150,3 +151,18 @@ def test_the_folder_stands_alone(saved, peft_model, tokenizer, config):
     piped = [{entry["label"]: entry["score"] for entry in row} for row in result["pipeline"]]
     np.testing.assert_allclose([[row["negative"], row["positive"]] for row in piped], here[:3], atol=1e-5)
     assert len({tuple(row) for row in here}) == len(TEXTS)
+
+
+def test_the_card_of_a_language_model_has_its_perplexities_and_code_that_runs(config, tokenizer, monkeypatch, capsys):
+    config = replace(config, dataset_config_name="sports", dataset_name=helpers.BBC_NEWS)
+    model = helpers.inject_lora(helpers.load_language_model(config, tokenizer), config)
+    scores = [{"perplexity": value, "predicted_tokens": 4321} for value in (90.126, 80.004)]
+    helpers.save_language_model(model, tokenizer, config, *scores)
+    card = ModelCard.load(Path(config.output_dir, "README.md"))
+    assert card.data.pipeline_tag == "text-generation"
+    for part in ("`bbc-news` sports: BBC News, for research", "model | 90.13 |", "adapter | 80.00 |", "4,321 tokens"):
+        assert part in card.text
+    assert str(Path(config.output_dir).parent) not in card.text
+    monkeypatch.chdir(Path(config.output_dir).parent)
+    exec(card.text.split("```python\n")[1].split("```")[0], {})
+    assert capsys.readouterr().out.startswith("The match")
