@@ -28,6 +28,7 @@ _SAVED_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, RUN_FILE, RESULTS_FILE, *FIGURE
 _NOT_COMPARED = {"output_dir", "overwrite_output_dir", "checkpoint_dir", "profile", "per_device_eval_batch_size",
                  "activation_checkpointing", "comparison_methods", "comparison_steps", "comparison_seeds",
                  "comparison_file", *LM_FIELDS}  # fmt: skip
+_KEPT = {"profile", "per_device_eval_batch_size", "activation_checkpointing"}  # in the saved configuration all the same
 
 
 def check_output_dir(config: RunConfig) -> None:
@@ -164,7 +165,7 @@ def sort_target_modules(peft_model: PeftModel) -> None:
 
 def save_run_config(config: RunConfig, adapter_dir: str | Path) -> None:
     """Write the configuration beside the adapter, for `check_output_dir` and for whoever asks how it was made."""
-    content = {name: value for name, value in asdict(config).items() if name not in _NOT_COMPARED - {"profile"}}
+    content = {name: value for name, value in asdict(config).items() if name not in _NOT_COMPARED - _KEPT}
     Path(adapter_dir, RUN_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -45,6 +45,9 @@ def test_a_new_or_empty_folder_is_fine(config):
 def test_the_same_run_may_save_again(saved, config):
     check_output_dir(config)
     check_output_dir(replace(config, checkpoint_dir="elsewhere"))
+    check_output_dir(
+        replace(config, per_device_eval_batch_size=1, activation_checkpointing=True)
+    )  # after too little memory
 
 
 @pytest.mark.reliability("bad input")
