@@ -212,7 +212,7 @@ def test_the_page_shows_both_models_bars(opened, visit, peft_model, untuned, tok
 
 
 def test_an_adapter_that_was_trained_names_the_right_label(opened, visit, new_trainer, tokenizer, config):
-    trainer = new_trainer(num_train_epochs=3, learning_rate=3e-2)
+    trainer = new_trainer(num_train_epochs=6)
     trainer.train()
     window = visit(opened(save_adapter(trainer.model, tokenizer, replace(config, output_dir="trained"))).local_url)
     for text, label in (("a fine film", "positive"), ("a dull film", "negative")):
@@ -303,13 +303,14 @@ def test_it_neither_gives_nor_takes_nor_writes_files_and_publishes_no_interface(
 
 
 def test_the_environment_opens_nothing(opened, monkeypatch):
-    for name in ("SHARE", "MCP_SERVER", "ANALYTICS_ENABLED", "RUN_HISTORY"):
+    monkeypatch.setattr("gradio.networking.setup_tunnel", lambda **_: "https://tunnel.example")
+    for name in ("SHARE", "ANALYTICS_ENABLED", "RUN_HISTORY"):
         monkeypatch.setenv(f"GRADIO_{name}", "True")
     monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
     page = opened()
     assert listening(page.server_port) == {"127.0.0.1"}
     assert page.share_url is None
-    assert not any((page.analytics_enabled, page.run_history, page.mcp_server))
+    assert not any((page.analytics_enabled, page.run_history))
 
 
 def test_serve_keeps_the_page_open(adapter_dir, monkeypatch, capsys):
