@@ -135,7 +135,7 @@ def save_language_model_card(
 
     ``untuned`` and ``tuned`` are the results of `evaluate_perplexity` on the same test blocks.
     """
-    base, dataset = _display_name(config.model_name_or_path), _display_name(config.dataset_name)
+    base, dataset = display_name(config.model_name_or_path), display_name(config.dataset_name)
     data = ModelCardData(
         base_model=None if _is_local(config.model_name_or_path) else config.model_name_or_path,
         datasets=None if _is_local(config.dataset_name) else config.dataset_name,
@@ -164,7 +164,7 @@ Perplexity is over {tuned["predicted_tokens"]:,} tokens of held-out test documen
 From the folder that holds this one. The base model is the one that `adapter_config.json` names.
 
 ```python
-{_LOADING_LANGUAGE_MODEL.format(folder=_display_name(config.output_dir))}```
+{_LOADING_LANGUAGE_MODEL.format(folder=display_name(config.output_dir))}```
 
 ## Limits
 
