@@ -66,7 +66,8 @@ def make_model(options: argparse.Namespace, folder: str) -> int:
     tokenizer.save_pretrained(folder)
     set_seed(0)
     tiny = {"n_embd": 128, "n_layer": 4, "n_head": 4, "vocab_size": len(tokenizer)}
-    config = GPT2Config(**(tiny if options.model == "tiny" else {}), pad_token_id=tokenizer.eos_token_id)
+    special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id)
+    config = GPT2Config(**(tiny if options.model == "tiny" else {}), **special)
     model = GPT2LMHeadModel(config)
     model.save_pretrained(folder)
     return sum(parameter.numel() for parameter in model.transformer.h.parameters())
