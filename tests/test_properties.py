@@ -120,8 +120,8 @@ def test_predictions_come_back_in_the_order_of_the_rows(lengths):
 
     dataset = Dataset.from_dict({"length": lengths, "labels": list(range(len(lengths)))})
     with (
-        patch.object(prediction, "Trainer", return_value=SimpleNamespace(predict=predict)),
-        patch.object(prediction, "TrainingArguments"),
+        patch.object(prediction, "LengthTrainer", return_value=SimpleNamespace(predict=predict)),
+        patch.object(prediction, "OneDeviceArguments"),
         patch.object(prediction, "explain_out_of_memory", return_value=nullcontext()),
     ):
         output = helpers.predict(None, None, dataset, helpers.RunConfig())
