@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from peft_helpers import (
     RunConfig,
+    changed_parameters,
     fingerprint_parameters,
     guard_training,
     load_base_model,
@@ -20,7 +21,6 @@ from peft_helpers import (
     predict,
     prepare_splits,
 )
-from peft_helpers.checks import changed_parameters, fingerprint_parameters
 from peft_helpers.streaming import EVAL_ROWS, group_by_length, prepare_stream, tokenize_stream
 
 STREAMING = {"streaming": True, "max_steps": 12, "max_eval_rows": 8}
