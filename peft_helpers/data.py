@@ -248,12 +248,14 @@ def hash_texts(texts: list[str]) -> np.ndarray:
 
 def hash_column(dataset: Dataset) -> np.ndarray:
     """Return `hash_texts` of the column ``text``, read in parts."""
-    parts = [hash_texts(batch["text"]) for batch in dataset.select_columns("text").iter(batch_size=10_000)]
+    parts = [hash_texts(batch["text"]) for batch in dataset.select_columns("text").iter(batch_size=1000)]
     return np.concatenate([np.array([], dtype=np.uint64), *parts])
 
 
 def _labels(dataset: Dataset) -> np.ndarray:
-    return dataset.with_format("numpy")["label"][:]
+    # In parts: datasets gathers selected rows by a list of Python's numbers.
+    parts = dataset.select_columns("label").with_format("arrow").iter(batch_size=10_000)
+    return np.concatenate([np.array([], dtype=np.int64), *(part["label"].to_numpy() for part in parts)])
 
 
 def _report_contradictions(splits: dict[str, Dataset]) -> None:

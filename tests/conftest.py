@@ -7,6 +7,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the suite asserts equality to the las
 os.environ["MPLBACKEND"] = "agg"
 
 import logging
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +72,16 @@ def no_deprecations(caplog):
     logger.removeHandler(caplog.handler)
     transformers.logging.set_verbosity(verbosity)
     assert not [record.getMessage() for record in caplog.records if "deprecated" in record.getMessage().lower()]
+
+
+def python_peak(function) -> int:
+    """Return the most bytes that Python and numpy held during a call; Arrow's own memory does not count."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.fixture(scope="session")

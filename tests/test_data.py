@@ -3,6 +3,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from conftest import python_peak
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 
 from peft_helpers import RunConfig, count_classes, load_dataset_arguments, prepare_splits
@@ -285,6 +286,16 @@ def test_a_data_set_too_small_for_three_splits_is_an_error():
         ValueError, match=r"No rows are left for validation: \{'train': 3, 'validation': 0, 'test': 1\}"
     ):
         prepare_splits(make(text=TEXTS[:4], label=[0, 1, 0, 1]), RunConfig())
+
+
+def test_the_texts_are_never_in_memory_at_once():
+    def peak(rows: int) -> int:
+        raw = make(text=[f"{row} {'long ' * 400}" for row in range(rows)], label=[0, 1] * (rows // 2))
+        return python_peak(lambda: count_classes(prepare_splits(raw, RunConfig())))
+
+    peak(100)  # what is imported at the first call
+    growth = peak(10_000) - peak(4_000)
+    assert growth < 0.2 * 6_000 * 2000  # the texts have 2000 bytes each
 
 
 def test_given_splits_are_kept(raw):

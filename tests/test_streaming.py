@@ -5,7 +5,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from conftest import LABELS
+from conftest import LABELS, python_peak
 from datasets import ClassLabel, Dataset, IterableDataset, IterableDatasetDict, load_dataset
 from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
@@ -156,6 +156,18 @@ def test_rows_of_like_length_share_a_batch_and_none_is_lost():
     groups = np.array(grouped["length"]).reshape(-1, 8)
     assert np.ptp(groups, axis=1).max() < 15
     assert not (np.diff(groups.max(axis=1)) > 0).all()  # short and long ones in turn
+
+
+def test_what_is_held_does_not_grow_with_the_stream(streamed, monkeypatch):
+    monkeypatch.setattr("peft_helpers.streaming.SHUFFLE_BUFFER", 100)
+
+    def peak(number: int) -> int:
+        texts = [f"{row} {'long ' * 200}" for row in range(number)]
+        raw = stream(train={"text": texts, "label": [0, 1] * (number // 2)})
+        return python_peak(lambda: list(islice(prepare_stream(raw, streamed)["train"], 10)))
+
+    peak(100)  # what is imported at the first call
+    assert peak(6_000) < 1.2 * peak(2_000)
 
 
 class Stop(TrainerCallback):
