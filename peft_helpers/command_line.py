@@ -4,6 +4,7 @@ A verb is a function here and a line of `VERBS`. It parses its words before it i
 """
 
 import json
+import os
 import sys
 import traceback
 from argparse import ArgumentParser, ArgumentTypeError
@@ -29,9 +30,14 @@ def main(arguments: list[str] | None = None) -> int:
     show_traceback = "--traceback" in words
     words = [word for word in words if word != "--traceback"]
     try:
-        return _run_verb(words)
+        status = _run_verb(words)
+        sys.stdout.flush()
+        return status
     except SystemExit as end:  # by which argparse ends after --help
         return int(end.code or 0)
+    except BrokenPipeError:  # whoever read the output, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the interpreter flushes to at its end
+        return 1
     except (Exception, KeyboardInterrupt) as error:
         if show_traceback:
             traceback.print_exc()

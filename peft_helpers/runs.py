@@ -49,7 +49,7 @@ from peft_helpers.models import (
     uses_conv1d,
 )
 from peft_helpers.prediction import predict
-from peft_helpers.processes import main_process_first
+from peft_helpers.processes import main_process_first, process_state
 from peft_helpers.reference_points import run_reference_points
 from peft_helpers.speed import speed_up
 from peft_helpers.streaming import prepare_stream, tokenize_stream
@@ -224,10 +224,13 @@ def compare_methods(config: RunConfig) -> tuple[list[dict], np.ndarray]:
         The results of `run_reference_points` and `run_methods`, and the true labels of the test rows, shape (rows,).
 
     Raises:
-        ValueError: a method is not known, or refused; see also `check_model` and `prepare_splits`.
+        ValueError: a method is not known, or refused, or this is one of several processes; see also `check_model` and
+            `prepare_splits`.
     """
     if config.streaming:
         raise ValueError("Methods are compared on the same rows in tables; leave out --streaming.")
+    if process_state().num_processes > 1:
+        raise ValueError("Methods are compared in one process, for their times; leave out accelerate launch.")
     runs = plan_comparison(config)
     check_model(config)
     dataset = load_splits(config)

@@ -196,8 +196,8 @@ def _report_error(folder: Path) -> Iterator[None]:
         checkpoint = find_checkpoint(folder)
         if checkpoint is not None:
             print(
-                f"Training did not end well, but its first {_step(checkpoint)} steps are kept: run the notebook again "
-                "from the top, with the same settings, to go on from there."
+                f"Training did not end well, but its first {_step(checkpoint)} steps are kept: run the notebook from "
+                "the top, or the command, again with the same settings to go on from there."
             )
         raise
 

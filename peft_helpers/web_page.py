@@ -9,17 +9,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from peft import AutoPeftModelForSequenceClassification, PeftModel
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from peft_helpers.adapter_checks import check_adapter
 from peft_helpers.adapters import load_run_config
 from peft_helpers.config import RunConfig
 from peft_helpers.model_card import display_name
-from peft_helpers.models import check_model, load_base_model, saved_classifier_arguments
+from peft_helpers.models import load_base_model
 from peft_helpers.notebook import keep_output_clean
 from peft_helpers.prediction import classify_texts
-from peft_helpers.tokenization import set_padding, tokenize_batch
+from peft_helpers.runs import load_adapter
+from peft_helpers.tokenization import tokenize_batch
 
 if TYPE_CHECKING:
     import gradio
@@ -75,12 +75,12 @@ def open_page(
         raise ValueError(f"max_characters is {max_characters}; it must be greater than 0.")
     config = load_run_config(adapter_dir)
     gradio = _import_gradio()
-    tuned, untuned, tokenizer = load_models(adapter_dir, config)
+    tuned, untuned, tokenizer = load_models(adapter_dir)
     page = _make_page(tuned, untuned, tokenizer, config, max_characters)
     page.launch(
         server_name=server_name, server_port=server_port or None, prevent_thread_lock=True, quiet=True, footer_links=[],
         # Gradio would else take these from the environment, or switch them on in hosted notebooks.
-        share=False, ssr_mode=False, mcp_server=False, pwa=False, enable_monitoring=False,
+        share=False, ssr_mode=False, mcp_server=False, pwa=False, run_history=False, enable_monitoring=False,
         app_kwargs={"openapi_url": None}, max_file_size=0,
         theme=gradio.themes.Default(font="system-ui", font_mono="system-ui"),
     )  # fmt: skip
@@ -107,21 +107,15 @@ def _check_address(server_name: str, server_port: int | None) -> None:
         ) from error
 
 
-def load_models(
-    adapter_dir: str | Path, config: RunConfig
-) -> tuple[PeftModel, PreTrainedModel, PreTrainedTokenizerBase]:
-    """Check the adapter of the run ``config``; return the tuned model, the one that it began from, and the tokenizer.
+def load_models(adapter_dir: str | Path) -> tuple[PeftModel, PreTrainedModel, PreTrainedTokenizerBase]:
+    """Check the adapter that a run has saved; return the tuned model, the one that it began from, and the tokenizer.
 
     Raises:
-        FileNotFoundError, ValueError: see `check_model` and `check_adapter`.
+        FileNotFoundError, ValueError: see `load_adapter`.
     """
-    check_model(config)
-    check_adapter(adapter_dir, config.model_name_or_path)
-    arguments = saved_classifier_arguments(adapter_dir)
-    tokenizer = AutoTokenizer.from_pretrained(adapter_dir)
-    tuned = AutoPeftModelForSequenceClassification.from_pretrained(adapter_dir, **arguments)
-    set_padding(tokenizer, tuned)
-    return tuned, load_base_model(config, list(arguments["id2label"].values()), tokenizer), tokenizer
+    tuned, tokenizer = load_adapter(adapter_dir)
+    config = load_run_config(adapter_dir)
+    return tuned, load_base_model(config, list(tuned.config.id2label.values()), tokenizer), tokenizer
 
 
 def _make_page(

@@ -282,6 +282,15 @@ sys.exit(f"{statuses} {slow}")
     assert process.stderr.splitlines()[-1] == "[0, 1, 1, 1] set()"
 
 
+def test_a_reader_that_has_had_enough_is_no_error():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "peft_helpers", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert process.communicate()[1] == b""
+    assert process.returncode == 1
+
+
 def test_the_module_is_the_command():
     command = [sys.executable, "-m", "peft_helpers", "predict", "missing", "text"]
     process = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -83,3 +84,10 @@ def test_methods_are_compared_beside_the_reference_points(small, tmp_path):
     assert results[-1]["method"] == "head-only"
     assert len(results) == 3
     assert all(len(row["predictions"]) == len(references) == 16 for row in results)
+
+
+@pytest.mark.reliability("bad input")
+def test_methods_are_not_compared_in_several_processes(small, monkeypatch):
+    monkeypatch.setattr("peft_helpers.runs.process_state", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(ValueError, match="compared in one process, for their times; leave out accelerate launch"):
+        compare_methods(small)

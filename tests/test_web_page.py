@@ -11,7 +11,6 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 import peft_helpers as helpers
-from peft_helpers.adapters import load_run_config
 from peft_helpers.web_page import EXAMPLES, classify_with_both, load_models, open_page, serve
 
 # Gradio 6 uses what pandas 3 keeps without effect; not ours to mend.
@@ -54,7 +53,7 @@ def test_both_models_give_each_label_its_probability(peft_model, untuned, tokeni
 
 
 def test_the_tuned_model_and_the_one_that_it_began_from_are_loaded(adapter_dir, peft_model, untuned, tokenizer):
-    tuned, before, loaded_tokenizer = load_models(adapter_dir, load_run_config(adapter_dir))
+    tuned, before, loaded_tokenizer = load_models(adapter_dir)
     texts = ["a fine film", "bad", ""]
     for loaded, model in ((tuned, peft_model), (before, untuned)):
         expected = helpers.classify_texts(model, tokenizer, texts)
@@ -63,16 +62,16 @@ def test_the_tuned_model_and_the_one_that_it_began_from_are_loaded(adapter_dir, 
 
 @pytest.mark.reliability("fault")
 def test_a_base_model_that_has_gone_is_named(adapter_dir, config):
-    gone = replace(config, model_name_or_path="./gone")
+    helpers.save_run_config(replace(config, model_name_or_path="./gone"), adapter_dir)
     with pytest.raises(FileNotFoundError, match=r"model_name_or_path is './gone': expected a folder"):
-        load_models(adapter_dir, gone)
+        load_models(adapter_dir)
 
 
 @pytest.mark.reliability("fault")
-def test_an_adapter_is_checked_before_it_is_loaded(adapter_dir, config):
+def test_an_adapter_is_checked_before_it_is_loaded(adapter_dir):
     (adapter_dir / "adapter_model.safetensors").rename(adapter_dir / "adapter_model.bin")
     with pytest.raises(FileNotFoundError, match="Pickled weights can run any code"):
-        load_models(adapter_dir, config)
+        load_models(adapter_dir)
 
 
 def test_a_text_that_was_cut_is_told_of(peft_model, untuned, tokenizer):
