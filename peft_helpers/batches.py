@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
 
 JITTER = 0.05  # of a length: enough that long rows too, which seldom share a length, have new neighbours each epoch
 # Tokens of a batch in evaluation, padding included: where the rate of a CPU, or of a GPU, has stopped to rise.
@@ -74,6 +75,14 @@ class LengthTrainer(Trainer):
 
     For evaluation the rows are taken in their order: sort them by length first.
     """
+
+    def train(self, *args, **kwargs) -> TrainOutput:
+        """Train as `Trainer.train` does, on the gradients of all processes, even a model that was evaluated before."""
+        # Accelerate marks a model that it has prepared for evaluation. The mark shows through the PeftModel around it,
+        # and the model would not be prepared for training: each process would follow its own gradients, unnoticed.
+        for module in self.model.modules():
+            vars(module).pop("_is_accelerate_prepared", None)
+        return super().train(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         # Of the data set as it was handed over: the one in train_dataset has lost the columns the model does not know.
