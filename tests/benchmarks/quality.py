@@ -7,6 +7,7 @@ several points of their training, and nothing is chosen by that: no checkpoint i
 """
 
 import argparse
+import json
 import shlex
 import tempfile
 import time
@@ -27,6 +28,7 @@ from transformers import (
 )
 
 import peft_helpers as helpers
+from peft_helpers.batches import LengthTrainer
 
 USUAL_LEARNING_RATE = 2e-5
 
@@ -48,7 +50,7 @@ class Clock(TrainerCallback):
 
 
 def train(
-    model, arguments: TrainingArguments, tokenized: DatasetDict, tokenizer, points: int
+    trainer_class: type[Trainer], model, arguments: TrainingArguments, tokenized: DatasetDict, tokenizer, points: int
 ) -> list[tuple[float, float]]:
     """Return the curve of a training: seconds and accuracy on the test rows."""
     clock = Clock()
@@ -61,7 +63,7 @@ def train(
         load_best_model_at_end=False,
         logging_strategy="no",
     )
-    Trainer(
+    trainer_class(
         model=model,
         args=arguments,
         train_dataset=tokenized["train"],
@@ -122,7 +124,7 @@ def plot(curves: dict[str, list[tuple[float, float]]], title: str, path: Path) -
 def main() -> None:
     """Train both ways, the usual one first, since the other changes the process's allocator; print and plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_file", type=Path, default=Path("quality.png"))
+    parser.add_argument("--output_file", type=Path, default=Path("quality.png"), help="the figure; JSON goes beside it")
     parser.add_argument("--points", type=int, default=20, help="evaluations on the way")
     options, rest = parser.parse_known_args()
     config = helpers.parse_run_config(shlex.join(rest))
@@ -135,20 +137,22 @@ def main() -> None:
     labels = dataset["train"].features["label"].names
     tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
     curves = {}
-    for name, make in (("usual recipe", usual), ("this package", defaults)):
+    for name, make, trainer_class in (("usual recipe", usual, Trainer), ("this package", defaults, LengthTrainer)):
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "right"
         model, arguments = make(config, labels, tokenizer)
         tokenized = helpers.tokenize_dataset(dataset, tokenizer, config.max_length)
         tokenized["train"] = helpers.tokenize_passages(dataset["train"], tokenizer, config.max_length)
-        curves[name] = train(model, arguments, tokenized, tokenizer, options.points)
+        curves[name] = train(trainer_class, model, arguments, tokenized, tokenizer, options.points)
         print(name, ", ".join(f"{seconds:.0f} s {accuracy:.3f}" for seconds, accuracy in curves[name]))
     total, target = curves["usual recipe"][-1]
     reached = next((seconds for seconds, accuracy in curves["this package"] if accuracy >= target), None)
     print(
         f"The usual recipe ends at {target:.3f} after {total:.0f} s; this package reaches that after {reached:.0f} s."
     )
+    content = {"environment": helpers.describe_environment().to_dict(), "curves": curves}
+    options.output_file.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
     plot(curves, f"{Path(config.model_name_or_path).name}, {Path(config.dataset_name).name}", options.output_file)
 
 
