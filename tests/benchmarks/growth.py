@@ -37,24 +37,27 @@ def measure(model: str, lengths: list[int], batch_size: int) -> dict:
 
 
 def plot(rows: list[dict], lengths: list[dict], path: Path) -> None:
-    """Save the figure: tokens a second and memory, against rows and against length."""
+    """Save the figure: seconds and memory, against rows and against length."""
     figure, panels = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    for axes, points, x, title in (
-        (panels[0], rows, ROWS, "tiny GPT-2, short rows"),
-        (panels[1], lengths, LENGTHS, "GPT-2's shape, 32 rows, batch 4"),
+    for axes, points, x, title, label in (
+        (panels[0], rows, ROWS, "Tiny GPT-2, short rows, batch 32", "rows to train on"),
+        (panels[1], lengths, LENGTHS, "GPT-2's shape, 32 rows, batch 4", "tokens a row"),
     ):
         memory = axes.twinx()
-        rate = [point["tokens_per_second"] for point in points]
-        axes.plot(x, rate, marker="o", color="tab:blue", label="tokens a second")
-        memory.plot(x, [point["peak_memory_gb"] for point in points], marker="s", color="tab:orange", label="GB")
-        axes.set(xscale="log", ylim=(0, 1.2 * max(rate)), title=title)
-        axes.set_xticks(x, [f"{value:,}" for value in x], minor=False)
+        seconds = [point["seconds"] for point in points]
+        tokens = [point["tokens"] for point in points]
+        slope = sum(seconds) / sum(tokens)
+        axes.plot(x, [slope * count for count in tokens], color="grey", linestyle=":", label="in proportion to tokens")
+        axes.plot(x, seconds, marker="o", color="tab:blue", label="seconds of training")
+        memory.plot(x, [point["peak_memory_gb"] for point in points], marker="s", color="tab:orange")
+        axes.set(xscale="log", yscale="log", title=title, xlabel=label)
+        axes.set_xticks(x, [f"{value:,}" for value in x])
         axes.minorticks_off()
-        axes.set_ylabel("tokens a second", color="tab:blue")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_ylabel("seconds of training", color="tab:blue")
+        axes.legend(loc="upper left", fontsize="small")
         memory.set_ylabel("peak memory, GB", color="tab:orange")
-        memory.set_ylim(0, 1.3 * max(point["peak_memory_gb"] for point in points))
-    panels[0].set_xlabel("rows to train on")
-    panels[1].set_xlabel("tokens a row")
+        memory.set_ylim(0, 1.5 * max(point["peak_memory_gb"] for point in points))
     figure.savefig(path, dpi=120)
 
 
