@@ -1,6 +1,7 @@
 """Rows of like length share a batch, in training and in evaluation: padding is computed on for nothing."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -23,21 +24,18 @@ class LengthSampler(Sampler[int]):
     """Yields the rows' numbers so that each ``batch_size`` of them in turn are of like length, in random order.
 
     The Trainer's own sampler sorts within a fraction of the rows only, which leaves much padding where rows are few.
-    The first batch is the longest one: if it does not fit into memory, that shows at once.
+    The first batch is the longest one: if it does not fit into memory, that shows at once. The order is drawn from
+    ``seed`` and what ``epoch()`` returns alone: a resumed run has that of the run it resumes.
     """
 
-    def __init__(self, lengths: list[int], batch_size: int, seed: int):
-        self.lengths, self.batch_size, self.seed, self.epoch = np.asarray(lengths), batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw the order from ``seed`` and ``epoch`` alone: a resumed run has that of the run it resumes."""
-        self.epoch = epoch
+    def __init__(self, lengths: list[int], batch_size: int, seed: int, epoch: Callable[[], int]):
+        self.lengths, self.batch_size, self.seed, self.epoch = np.asarray(lengths), batch_size, seed, epoch
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        generator = np.random.default_rng([self.seed, self.epoch])
+        generator = np.random.default_rng([self.seed, self.epoch()])
         noise = generator.uniform(-JITTER, JITTER, len(self.lengths))
         # Lengths are whole numbers: below 1 / JITTER the noise decides among equals only.
         order = np.argsort(self.lengths * (1 + noise))[::-1]
@@ -87,7 +85,10 @@ class LengthTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         # Of the data set as it was handed over: the one in train_dataset has lost the columns the model does not know.
         rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size  # of an update
-        return LengthSampler(self.train_dataset["length"][:], rows, self.args.seed)
+        # Not by set_epoch: in a resumed run of several processes Accelerate's loaders hide the sampler.
+        return LengthSampler(
+            self.train_dataset["length"][:], rows, self.args.seed, lambda: math.floor(self.state.epoch or 0)
+        )
 
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
         """Return the batches of ``eval_dataset``, by default of the data set that the Trainer was made with."""

@@ -79,11 +79,18 @@ def _run_config_help(verb: str) -> str:
 
 
 def _parse_run_config(verb: str, words: list[str], **defaults):
-    """Return the configuration, or None where help was asked for and is shown."""
+    """Return the configuration, or None where help was asked for and is shown; in all processes the first one's."""
     if {"-h", "--help"} & set(words):
         print(_run_config_help(verb))
         return None
-    return parse_run_config(words, **defaults)
+    if "RANK" not in os.environ:  # no launcher: one process, and nothing to import yet
+        return parse_run_config(words, **defaults)
+    from accelerate.utils import broadcast_object_list
+
+    from peft_helpers.processes import start_processes
+
+    start_processes()
+    return broadcast_object_list([parse_run_config(words, **defaults)])[0]
 
 
 class _Parser(ArgumentParser):
@@ -161,7 +168,7 @@ def predict(words: list[str]) -> None:
     parser.add_argument("--file", type=_file, help="a txt file with a text a line, or csv, tsv, json, jsonl, parquet")
     parser.add_argument("--text_column", help="column of the file with the texts (default: the only candidate)")
     parser.add_argument("--output_file", type=Path, help="new file to write to (default: standard output)")
-    options = parser.parse_args(words)
+    options = parser.parse_intermixed_args(words)
     if bool(options.texts) == bool(options.file):
         parser.error("expected either texts or --file")
     with _open_output(options.output_file) as output:
@@ -241,7 +248,7 @@ def package(words: list[str]) -> None:
     parser = _hand_in_parser("package")
     parser.add_argument("--zip_path", type=Path, help="zip to write (default: beside the notebook and by its name)")
     parser.add_argument("--allow_incomplete", action="store_true", help="write it even if something is missing")
-    options = parser.parse_args(words)
+    options = parser.parse_intermixed_args(words)
     from peft_helpers.submission import package_submission
 
     print(package_submission(**vars(options)).to_string(index=False))
@@ -250,7 +257,7 @@ def package(words: list[str]) -> None:
 def _hand_in_parser(verb: str) -> _Parser:
     parser = _Parser(verb)
     parser.add_argument("notebook", type=_file, nargs="?", default="LightweightFineTuning.ipynb")
-    parser.add_argument("adapter_dir", type=_folder, nargs="?", default="lora_adapter")
+    parser.add_argument("adapter_dir", nargs="?", default="lora_adapter")
     return parser
 
 

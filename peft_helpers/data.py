@@ -81,14 +81,15 @@ def find_columns(dataset: Dataset, text_column: str | None, label_column: str | 
         raise ValueError(f"The split train has no rows; its columns are {dataset.column_names}.")
     features = dataset.features
     label_column = _the_only("label_column", label_column, _label_candidates(dataset), features)
-    texts = [name for name, feature in features.items() if _is_string(feature) and name != label_column]
+    texts = [name for name, feature in features.items() if is_string(feature) and name != label_column]
     text_column = _the_only("text_column", text_column, ["text"] if "text" in texts else texts, features)
-    if not _is_string(features[text_column]):
+    if not is_string(features[text_column]):
         raise ValueError(f"The text_column {text_column!r} is of type {features[text_column]}; expected strings.")
     return text_column, label_column
 
 
-def _is_string(feature: object) -> bool:
+def is_string(feature: object) -> bool:
+    """Tell whether a column's feature is one of Arrow's strings: pandas and polars write other ones than datasets."""
     return getattr(feature, "dtype", None) in ("string", "large_string", "string_view")
 
 
@@ -163,7 +164,7 @@ def _check_label_types(raw: DatasetDict, column: str) -> None:
                 f"The column {column!r} is of type {feature}; expected one label a row, of one type in all rows."
             )
     kinds = {
-        name: feature.names if isinstance(feature, ClassLabel) else "strings" if _is_string(feature) else "numbers"
+        name: feature.names if isinstance(feature, ClassLabel) else "strings" if is_string(feature) else "numbers"
         for name, feature in features.items()
         if feature.dtype != "null"
     }

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from peft_helpers.bbc_news import load_bbc_news
 from peft_helpers.config import BBC_NEWS, RunConfig
-from peft_helpers.data import load_dataset_arguments
+from peft_helpers.data import is_string, load_dataset_arguments
 from peft_helpers.data_files import extension
 
 WIKITEXT = "Salesforce/wikitext"
@@ -75,7 +75,7 @@ def read_paragraphs(file: Path) -> list[str]:
 
 def _texts(split: Dataset, config: RunConfig) -> list[str]:
     """Return the documents of a split in its order, without blank ones."""
-    strings = [name for name, feature in split.features.items() if getattr(feature, "dtype", None) == "string"]
+    strings = [name for name, feature in split.features.items() if is_string(feature)]
     named = [name for name in (config.text_column, "text") if name in strings]
     candidates = named[:1] or strings
     if len(candidates) != 1:

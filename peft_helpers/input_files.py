@@ -1,10 +1,11 @@
 """Files of one's own for a saved adapter: rows with labels to evaluate it on, texts to classify."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 
-from peft_helpers.data import find_columns
+from peft_helpers.data import find_columns, is_string
 from peft_helpers.data_files import check_encoding, data_files_arguments, open_binary
 from peft_helpers.local_files import extension, find_data_files
 
@@ -87,7 +88,10 @@ def load_texts(file: str | Path, text_column: str | None = None) -> list[str]:
 
 
 def _text_column(raw: Dataset, text_column: str | None) -> str:
-    strings = [name for name, feature in raw.features.items() if getattr(feature, "dtype", None) == "string"]
+    strings = [name for name, feature in raw.features.items() if is_string(feature)]
+    if text_column is None and len(strings) > 1:
+        with suppress(ValueError):  # a file like those that are trained on: the labels are strings too
+            text_column = find_columns(raw, None, None)[0]
     candidates = [text_column] if text_column else ["text"] if "text" in strings else strings
     if len(candidates) != 1 or candidates[0] not in strings:
         raise ValueError(f"Name the column with the texts by --text_column; those with strings are {strings}.")

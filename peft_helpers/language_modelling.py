@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset, DatasetDict
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import (
@@ -37,6 +38,7 @@ from peft_helpers.training import CHECKPOINTS, check_steps, guard_training, trai
 
 PATIENCE = 3  # evaluations without a better validation perplexity
 PROMPT_WORDS = 8
+PROMPT_CHARACTERS = 100  # for scripts that write no blanks between words
 
 
 def plan_language_modelling(config: RunConfig) -> RunConfig:
@@ -49,6 +51,8 @@ def plan_language_modelling(config: RunConfig) -> RunConfig:
     Raises:
         FileExistsError, FileNotFoundError, ValueError: see `check_model`, `check_output_dir` and `load_documents`.
     """
+    if config.streaming:
+        raise ValueError("The texts of language modelling are cut into blocks as a table; leave out --streaming.")
     model, reason = _choose_model(config.model_name_or_path)
     dataset, why = _choose_dataset(config.lm_dataset_name)
     configuration = config.lm_dataset_config_name or DEFAULT_CONFIGURATIONS.get(dataset)
@@ -215,7 +219,7 @@ def load_saved_language_model(config: RunConfig) -> tuple[PeftModel, PreTrainedT
 
 def first_words(documents: Dataset, prompts: int = 3) -> list[str]:
     """Return the first `PROMPT_WORDS` words of each of the first documents: prompts to go on from."""
-    return [" ".join(text.split()[:PROMPT_WORDS]) for text in documents[:prompts]["text"]]
+    return [" ".join(text.split()[:PROMPT_WORDS])[:PROMPT_CHARACTERS] for text in documents[:prompts]["text"]]
 
 
 def compare_perplexity(untuned: dict[str, float], tuned: dict[str, float]) -> pd.DataFrame:
@@ -244,7 +248,7 @@ def run_language_model(config: RunConfig) -> dict:
     Raises:
         AssertionError: the reloaded adapter has another perplexity than the model in memory.
     """
-    config = plan_language_modelling(config)
+    (config,) = broadcast_object_list([plan_language_modelling(config)])  # whether the Hub answers, one process asks
     documents = load_documents(config)
     tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
     model = load_language_model(config, tokenizer)
@@ -263,7 +267,8 @@ def run_language_model(config: RunConfig) -> dict:
     after = generate_texts(model, tokenizer, prompts, config.seed)
     print(compare_perplexity(untuned, reloaded).round(2).to_string())
     generated = pd.DataFrame({"prompt": prompts, "untuned": before, "tuned": after})
-    print(generated.to_string())
+    for row in generated.itertuples():
+        print(f"\nPrompt: {row.prompt}\nUntuned: {row.untuned}\nTuned: {row.tuned}")
     return {
         "perplexity": {
             name: metrics["perplexity"]

@@ -4,7 +4,8 @@ import datasets
 import evaluate
 import numpy as np
 import pandas as pd
-from sklearn.metrics import accuracy_score, classification_report, precision_recall_fscore_support
+from scipy.special import softmax
+from sklearn.metrics import accuracy_score, classification_report, log_loss, precision_recall_fscore_support
 from transformers import EvalPrediction
 
 
@@ -37,6 +38,15 @@ def compute_metrics(output: EvalPrediction) -> dict[str, float]:
     """
     metric = ClassificationMetrics(keep_in_memory=True)
     return metric.compute(predictions=np.argmax(output.predictions, axis=-1), references=output.label_ids)
+
+
+def compute_metrics_and_loss(output: EvalPrediction) -> dict[str, float]:
+    """Return `compute_metrics` and ``loss``, the mean cross-entropy of a row in nats.
+
+    For the Trainer, whose own ``eval_loss`` weighs each batch alike, however many rows it has.
+    """
+    loss = log_loss(output.label_ids, softmax(output.predictions, axis=-1), labels=range(output.predictions.shape[1]))
+    return compute_metrics(output) | {"loss": loss}
 
 
 def report_per_class(output: EvalPrediction, label_names: list[str]) -> pd.DataFrame:

@@ -45,21 +45,25 @@ def read_one_token(model: PreTrainedModel | PeftModel) -> None:
         return
     model._reads_one_token = True
     batch = threading.local()  # a served model may be called by several threads
+    # A layer is computed again for the gradients by activation_checkpointing, on a GPU in a thread of autograd's own.
+    latest = {}
 
     def find(transformer, args, kwargs):
         input_ids = args[0] if args else kwargs["input_ids"]
         batch.last = None  # of embeddings in place of ids, the head reads the last
+        latest["last"] = batch.last
         if input_ids is not None:
             # As GPT2ForSequenceClassification does: the last token that is no padding.
             tokens = torch.arange(input_ids.shape[-1], dtype=torch.int32, device=input_ids.device)
-            batch.last = (tokens * (input_ids != model.config.pad_token_id)).argmax(-1)
+            batch.last = latest["last"] = (tokens * (input_ids != model.config.pad_token_id)).argmax(-1)
 
     def select(layer_norm, args):
         (hidden_states,) = args
-        if batch.last is None:
+        last = getattr(batch, "last", latest["last"])
+        if last is None:
             return hidden_states
         rows = torch.arange(len(hidden_states), device=hidden_states.device)
-        return hidden_states[rows, batch.last.to(hidden_states.device)][:, None]  # added to the residual of each token
+        return hidden_states[rows, last.to(hidden_states.device)][:, None]  # added to the residual of each token
 
     model.transformer.register_forward_pre_hook(find, with_kwargs=True)
     model.transformer.h[-1].ln_2.register_forward_pre_hook(select)

@@ -341,7 +341,7 @@ def package_submission(
     missing = table[table["required"] & ~table["found"]]
     if len(missing) and not allow_incomplete:
         rows = "; ".join(f"{row.requirement}: {row.to_do}" for row in missing.itertuples())
-        raise ValueError(f"The hand-in is incomplete. Missing: {rows}. Or pass allow_incomplete=True.")
+        raise ValueError(f"The hand-in is incomplete. Missing: {rows}. Or pass allow_incomplete.")
     _check_zip_path(zip_path)
     files = {notebook.name: notebook} | _files_to_hand_in(adapter_dir)
     _write_zip(zip_path, files)

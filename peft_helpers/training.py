@@ -25,7 +25,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from peft_helpers.batches import LengthTrainer, longest_first
 from peft_helpers.checkpoints import find_checkpoint, make_checkpoint_folder, run_key
 from peft_helpers.config import RunConfig
-from peft_helpers.metrics import compute_metrics
+from peft_helpers.metrics import compute_metrics_and_loss
 from peft_helpers.processes import OneDeviceArguments, process_state, report_idle_gpus
 from peft_helpers.resources import check_space, explain_out_of_memory
 
@@ -110,7 +110,7 @@ def make_trainer(
         eval_dataset=validation.select(longest_first(validation)),
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=compute_metrics,
+        compute_metrics=compute_metrics_and_loss,
         callbacks=[EarlyStoppingCallback(PATIENCE)],
     )
     # GPT-2's loss is a mean over the batch, though its forward takes any keyword: without this, nobody divides it by
@@ -247,6 +247,6 @@ def _report_interrupt(trainer: LengthTrainer) -> None:
     print(
         f"Training was interrupted after step {state.global_step} of {state.max_steps}. The model is that of step "
         f"{state.best_global_step}, the best so far (validation {trainer.args.metric_for_best_model} "
-        f"{state.best_metric:.3f}): the cells below can be run. To train to the end instead, run the notebook again "
-        "from the top."
+        f"{state.best_metric:.3f}): what follows goes on with it. To train to the end instead, run the notebook "
+        "from the top, or the command, again."
     )

@@ -9,6 +9,10 @@ from peft_helpers.batches import LengthSampler, LengthTrainer, TokenBatchSampler
 LENGTHS = np.random.default_rng(0).lognormal(2.2, 0.8, 1001).clip(1, 60).astype(int).tolist()
 
 
+def first_epoch() -> int:
+    return 0
+
+
 def padded(batches: list[list[int]]) -> int:
     return sum(len(batch) * max(LENGTHS[row] for row in batch) for batch in batches)
 
@@ -19,12 +23,14 @@ def batches_of(sampler: LengthSampler) -> list[list[int]]:
 
 
 def test_every_row_is_trained_on_once():
-    assert sorted(LengthSampler(LENGTHS, 16, seed=0)) == list(range(len(LENGTHS))) == list(range(1001))
+    assert (
+        sorted(LengthSampler(LENGTHS, 16, seed=0, epoch=first_epoch)) == list(range(len(LENGTHS))) == list(range(1001))
+    )
 
 
 @pytest.mark.parametrize("rows", [1, 15, 16, 17])
 def test_there_may_be_few_rows(rows):
-    sampler = LengthSampler(LENGTHS[:rows], 16, seed=0)
+    sampler = LengthSampler(LENGTHS[:rows], 16, seed=0, epoch=first_epoch)
     assert len(sampler) == rows
     assert sorted(sampler) == list(range(rows))
 
@@ -33,11 +39,11 @@ def test_little_padding_is_left():
     whole = sum(LENGTHS)
     random = np.random.default_rng(0).permutation(1001).tolist()
     assert padded([random[start : start + 16] for start in range(0, 1001, 16)]) > 2 * whole
-    assert padded(batches_of(LengthSampler(LENGTHS, 16, seed=0))) < 1.1 * whole
+    assert padded(batches_of(LengthSampler(LENGTHS, 16, seed=0, epoch=first_epoch))) < 1.1 * whole
 
 
 def test_the_longest_batch_comes_first_and_the_others_in_random_order():
-    batches = batches_of(LengthSampler(LENGTHS, 16, seed=0))
+    batches = batches_of(LengthSampler(LENGTHS, 16, seed=0, epoch=first_epoch))
     longest = [max(LENGTHS[row] for row in batch) for batch in batches]
     assert longest[0] == max(LENGTHS)
     correlation = np.corrcoef(longest[1:], range(len(longest) - 1))[0, 1]
@@ -45,16 +51,18 @@ def test_the_longest_batch_comes_first_and_the_others_in_random_order():
 
 
 def test_an_epoch_has_batches_of_its_own_that_follow_from_the_seed():
-    sampler, again = LengthSampler(LENGTHS, 16, seed=0), LengthSampler(LENGTHS, 16, seed=0)
+    epochs = {"sampler": 0, "again": 0}
+    sampler = LengthSampler(LENGTHS, 16, seed=0, epoch=lambda: epochs["sampler"])
+    again = LengthSampler(LENGTHS, 16, seed=0, epoch=lambda: epochs["again"])
     first = batches_of(sampler)
-    sampler.set_epoch(1)
+    epochs["sampler"] = 1
     torch.manual_seed(5)  # the global generator has no say
     assert batches_of(again) == first
-    again.set_epoch(1)
+    epochs["again"] = 1
     assert batches_of(again) == batches_of(sampler)
     kept = {frozenset(batch) for batch in first} & {frozenset(batch) for batch in batches_of(sampler)}
     assert len(kept) < 5
-    assert batches_of(LengthSampler(LENGTHS, 16, seed=1)) != first
+    assert batches_of(LengthSampler(LENGTHS, 16, seed=1, epoch=first_epoch)) != first
 
 
 def test_token_batches_hold_what_is_allowed_and_keep_the_order():
@@ -97,3 +105,16 @@ def test_the_trainer_takes_both_and_the_models_columns_only(model, tokenizer, tm
         assert all(set(batch) == {"input_ids", "attention_mask", "labels"} for batch in batches)
         assert [len(batch["labels"]) for batch in batches] == [7] * 5 + [5]
         assert [ids for batch in batches for ids in batch["attention_mask"].sum(1).tolist()] == dataset["length"][:]
+
+
+def test_the_trainers_order_is_that_of_the_epoch_it_has_reached(new_trainer):
+    trainer = new_trainer()
+    sampler = trainer._get_train_sampler()
+    first = list(sampler)
+    trainer.state.epoch = 0.5  # a run that goes on in its first epoch
+    assert list(sampler) == first
+    trainer.state.epoch = 1.5
+    second = list(sampler)
+    assert second != first
+    trainer.state.epoch = 1.0
+    assert list(sampler) == second

@@ -1,5 +1,6 @@
 import gzip
 
+import pandas as pd
 import pytest
 from datasets import Dataset
 
@@ -84,3 +85,11 @@ def test_a_text_file_that_is_not_utf8_is_named(tmp_path):
     (tmp_path / "a.txt").write_bytes("schön".encode("latin-1"))
     with pytest.raises(ValueError, match=r"a\.txt is not UTF-8: line 1 has the byte 0xf6"):
         load_texts(tmp_path / "a.txt")
+
+
+def test_texts_are_found_beside_labels_and_in_files_of_pandas(tmp_path):
+    rows = pd.DataFrame({"review": [f"film {number}" for number in range(12)], "opinion": ["good", "bad"] * 6})
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    rows.to_parquet(tmp_path / "rows.parquet")
+    for name in ("rows.csv", "rows.parquet"):
+        assert load_texts(tmp_path / name) == rows["review"].tolist()

@@ -222,3 +222,13 @@ def test_the_saved_tokenizer_is_the_models(language_model, tokenizer, config):
     save_language_model(language_model, tokenizer, config, *SCORES)
     saved = AutoTokenizer.from_pretrained(config.output_dir)
     assert saved("a sad story")["input_ids"] == tokenizer("a sad story")["input_ids"]
+
+
+@pytest.mark.reliability("bad input")
+def test_texts_are_not_streamed(config):
+    with pytest.raises(ValueError, match="cut into blocks as a table; leave out --streaming"):
+        plan_language_modelling(replace(config, streaming=True, max_steps=4))
+
+
+def test_a_prompt_of_a_script_without_blanks_is_cut():
+    assert first_words(Dataset.from_dict({"text": ["\u6587" * 5000, "one two"]})) == ["\u6587" * 100, "one two"]

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import f1_score
 from transformers import EvalPrediction
 
 from peft_helpers import ClassificationMetrics, compute_metrics, report_per_class
+from peft_helpers.metrics import compute_metrics_and_loss
 
 
 def output(predicted: list[int], true: list[int], labels: int = 3) -> EvalPrediction:
@@ -50,3 +52,11 @@ def test_report_has_a_row_for_each_label_that_occurs_and_agrees_with_the_metrics
     assert report.loc["cat", "recall"] == pytest.approx(1 / 3)
     assert report["support"].tolist()[:2] == [3, 1]
     assert report.loc["macro avg", "f1-score"] == pytest.approx(compute_metrics(predictions)["f1"])
+
+
+def test_the_loss_is_the_mean_over_rows():
+    logits, labels = np.array([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0], [1.0, 1.0, 0.0]]), np.array([0, 1, 1])
+    found = compute_metrics_and_loss(EvalPrediction(logits, labels))
+    expected = torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(labels)).item()
+    assert found.pop("loss") == pytest.approx(expected)
+    assert found == compute_metrics(EvalPrediction(logits, labels))

@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -117,6 +118,16 @@ def test_activations_that_are_computed_again_are_the_same():
     for (name, expected), (_, found) in zip(plain.named_parameters(), fast.named_parameters(), strict=True):
         if expected.requires_grad:
             torch.testing.assert_close(found.grad, expected.grad, atol=1e-4, rtol=0, msg=name)
+
+
+def test_gradients_may_be_computed_in_another_thread():
+    model = make(TINY)
+    speed_up(model)
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    loss = model.train()(**batch()).loss
+    with ThreadPoolExecutor(1) as pool:  # as autograd does on a GPU
+        pool.submit(loss.backward).result()
+    assert model.score.weight.grad.abs().sum() > 0
 
 
 def test_speeding_up_twice_changes_nothing_more():

@@ -134,6 +134,15 @@ class PressCtrlC(TrainerCallback):
 
 
 @pytest.mark.reliability("fault")
+def test_the_validation_loss_weighs_each_row_alike(new_trainer):
+    trainer = new_trainer()
+    trainer.args.per_device_eval_batch_size = 3  # the last batch has fewer rows
+    assert trainer.eval_dataset.num_rows % 3
+    output = trainer.predict(trainer.eval_dataset)
+    losses = torch.nn.functional.cross_entropy(torch.tensor(output.predictions), torch.tensor(output.label_ids))
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(losses.item(), abs=1e-6)
+
+
 def test_ctrl_c_keeps_the_best_model_and_says_so(new_trainer, capsys):
     """16 steps, an evaluation and a checkpoint every second one."""
     trainer, handler = new_trainer(), signal.getsignal(signal.SIGINT)
@@ -144,7 +153,7 @@ def test_ctrl_c_keeps_the_best_model_and_says_so(new_trainer, capsys):
     assert best < 12  # the model of the last step is not the one that is kept
     assert (
         f"Training was interrupted after step 13 of 16. The model is that of step {best}, the best so far (validation "
-        f"f1 {trainer.state.best_metric:.3f}): the cells below can be run." in capsys.readouterr().out
+        f"f1 {trainer.state.best_metric:.3f}): what follows goes on with it." in capsys.readouterr().out
     )
     assert trainer.evaluate()["eval_f1"] == trainer.state.best_metric
     assert training.metrics["train_runtime"] > 0

@@ -148,9 +148,8 @@ def main() -> None:
         print(name, ", ".join(f"{seconds:.0f} s {accuracy:.3f}" for seconds, accuracy in curves[name]))
     total, target = curves["usual recipe"][-1]
     reached = next((seconds for seconds, accuracy in curves["this package"] if accuracy >= target), None)
-    print(
-        f"The usual recipe ends at {target:.3f} after {total:.0f} s; this package reaches that after {reached:.0f} s."
-    )
+    when = "does not reach that" if reached is None else f"reaches that after {reached:.0f} s"
+    print(f"The usual recipe ends at {target:.3f} after {total:.0f} s; this package {when}.")
     content = {"environment": helpers.describe_environment().to_dict(), "curves": curves}
     options.output_file.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
     plot(curves, f"{Path(config.model_name_or_path).name}, {Path(config.dataset_name).name}", options.output_file)

@@ -29,8 +29,15 @@ DEFAULTS = {"path": "defaults", "lora_dropout": helpers.RunConfig.lora_dropout, 
 
 
 def draw_lengths(kind: str, count: int, seed: int) -> list[int]:
-    """Return ``count`` lengths in tokens: ``short`` as SST-2's phrases, ``long`` from 400 to 512."""
+    """Return ``count`` lengths in tokens: ``short`` as SST-2's phrases, ``long`` from 400 to 512.
+
+    ``passages`` are those of the offline notebook's training rows: whole ones of 128 tokens, and what is left at the
+    end of a text, which is one of 4.6 (6,815 passages of 1,488 texts).
+    """
     generator = np.random.default_rng(seed)
+    if kind == "passages":
+        last = generator.random(count) < 1 / 4.6
+        return np.where(last, generator.integers(32, 128, count), 128).tolist()
     if kind == "long":
         return generator.integers(400, 513, count).tolist()
     # GPT-2's tokenizer gives 2,000 of SST-2's training phrases a median of 9 tokens, a mean of 12.2 and at most 60.
@@ -39,7 +46,7 @@ def draw_lengths(kind: str, count: int, seed: int) -> list[int]:
 
 def make_recipes(options: argparse.Namespace) -> dict[str, dict]:
     """Return the recipes by name."""
-    batch = options.batch_size or {"short": 32, "long": 8}[options.rows]
+    batch = options.batch_size or {"short": 32, "long": 8, "passages": 16}[options.rows]
     same = {"batch_size": batch, "target_modules": ["c_attn"]}
     if options.recipes != "all":
         recipes = {f"this package, batch {batch}": DEFAULTS | same}
@@ -51,6 +58,9 @@ def make_recipes(options: argparse.Namespace) -> dict[str, dict]:
     if options.rows == "short" and options.model == "gpt2":
         padded = USUAL | same | {"padding": "max_length"}
         recipes = {f"padding to 1,024, batch {size}": padded | {"batch_size": size} for size in (8, 2)}
+    if options.rows == "passages":  # the notebook's LoRA is on every linear layer
+        name = f"dynamic padding, random order, batch {batch}, LoRA on every linear layer"
+        recipes[name] = USUAL | same | {"target_modules": "all-linear"}
     return recipes | {
         f"dynamic padding, random order, batch {batch}": USUAL | same,
         f"this package, batch {batch}": DEFAULTS | same,
@@ -114,17 +124,17 @@ def main() -> None:
     """Parse the options, run the recipes in turns, print the table and keep what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=["gpt2", "tiny"], default="gpt2", help="GPT-2's shape, or the tiny one's")
-    parser.add_argument("--rows", choices=["short", "long"], default="short")
+    parser.add_argument("--rows", choices=["short", "long", "passages"], default="short")
     parser.add_argument("--tokenizer", help="Hub id, or folder (default: the tiny GPT-2's)")
     choices = ["all", "defaults", "ablations"]
     parser.add_argument("--recipes", choices=choices, default="all", help="ablations: the defaults, less one part each")
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--batch_size", type=int, help="default: 32 short rows, 8 long ones")
-    parser.add_argument("--train_rows", type=int, help="default: 512 short rows, 16 long ones")
+    parser.add_argument("--batch_size", type=int, help="default: 32 short rows, 8 long ones, 16 passages")
+    parser.add_argument("--train_rows", type=int, help="default: 512 short rows, 16 long ones, 2,048 passages")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--output_file", help="JSON with every measurement")
     options = parser.parse_args()
-    count = options.train_rows or {"short": 512, "long": 16}[options.rows]
+    count = options.train_rows or {"short": 512, "long": 16, "passages": 2_048}[options.rows]
     lengths = {
         "train_lengths": draw_lengths(options.rows, count, seed=0),
         "test_lengths": draw_lengths(options.rows, 2 * count, seed=1),
