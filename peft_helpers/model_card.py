@@ -50,17 +50,26 @@ def save_model_card(
         )
         for metric, name in _REPORTED.items()
     ]  # fmt: skip
-    data = ModelCardData(
-        base_model=None if _is_local(config.model_name_or_path) else config.model_name_or_path,
-        datasets=None if _is_local(config.dataset_name) else config.dataset_name,
-        library_name="peft",
+    data = _card_data(
+        peft_model,
+        config,
         pipeline_tag="text-classification",
-        tags=[peft_model.active_peft_config.peft_type.value.lower()],
         model_name=display_name(config.output_dir),
         eval_results=results,
     )
     text = _describe(peft_model, config, len(tuned.label_ids), scores.map("{:.3f}".format).to_dict("index"))
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(Path(adapter_dir, "README.md"))
+
+
+def _card_data(peft_model: PeftModel, config: RunConfig, **more) -> ModelCardData:
+    """Return the metadata of every card, and ``more``; a local model or data set is none that the Hub could link to."""
+    return ModelCardData(
+        base_model=None if _is_local(config.model_name_or_path) else config.model_name_or_path,
+        datasets=None if _is_local(config.dataset_name) else config.dataset_name,
+        library_name="peft",
+        tags=[peft_model.active_peft_config.peft_type.value.lower()],
+        **more,
+    )
 
 
 def _describe(peft_model: PeftModel, config: RunConfig, rows: int, scores: dict[str, dict[str, str]]) -> str:
@@ -136,13 +145,7 @@ def save_language_model_card(
     ``untuned`` and ``tuned`` are the results of `evaluate_perplexity` on the same test blocks.
     """
     base, dataset = display_name(config.model_name_or_path), display_name(config.dataset_name)
-    data = ModelCardData(
-        base_model=None if _is_local(config.model_name_or_path) else config.model_name_or_path,
-        datasets=None if _is_local(config.dataset_name) else config.dataset_name,
-        library_name="peft",
-        pipeline_tag="text-generation",
-        tags=[peft_model.active_peft_config.peft_type.value.lower()],
-    )
+    data = _card_data(peft_model, config, pipeline_tag="text-generation")
     method = "\n".join(f"| {name} | {value} |" for name, value in _list_method(peft_model.active_peft_config).items())
     text = f"""\
 # {base}, a language model fine-tuned on {dataset}

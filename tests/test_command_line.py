@@ -269,6 +269,15 @@ def test_an_interrupt_is_one_line(run, monkeypatch):
     assert (status, error.strip()) == (1, "error: KeyboardInterrupt")
 
 
+def test_a_launched_process_takes_the_configuration_of_the_first(monkeypatch):
+    started = []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("peft_helpers.processes.start_processes", lambda: started.append(True))
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", lambda objects: ["the first one's", *objects[1:]])
+    assert command_line._parse_run_config("train", ["--profile", "offline"]) == "the first one's"
+    assert started
+
+
 def test_help_and_errors_do_not_wait_for_the_large_libraries(tmp_path):
     script = """
 import sys

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from datasets import DatasetDict, load_dataset
+from datasets import DatasetDict
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForSequenceClassification,
@@ -29,6 +29,7 @@ from transformers import (
 
 import peft_helpers as helpers
 from peft_helpers.batches import LengthTrainer
+from peft_helpers.runs import inject_lora, load_splits, tokenize_splits
 
 USUAL_LEARNING_RATE = 2e-5
 
@@ -97,16 +98,7 @@ def usual(config: helpers.RunConfig, labels: list[str], tokenizer) -> tuple[obje
 def defaults(config: helpers.RunConfig, labels: list[str], tokenizer) -> tuple[object, TrainingArguments]:
     """Return the model and the arguments of the notebook."""
     model = helpers.load_base_model(config, labels, tokenizer)
-    lora = LoraConfig(
-        task_type="SEQ_CLS",
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=config.target_modules,
-        modules_to_save=helpers.head_modules(model),
-        fan_in_fan_out=helpers.uses_conv1d(model),
-    )
-    return get_peft_model(model, lora), helpers.training_arguments(config, tempfile.mkdtemp())
+    return inject_lora(model, config), helpers.training_arguments(config, tempfile.mkdtemp())
 
 
 def plot(curves: dict[str, list[tuple[float, float]]], title: str, path: Path) -> None:
@@ -128,12 +120,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=20, help="evaluations on the way")
     options, rest = parser.parse_known_args()
     config = helpers.parse_run_config(shlex.join(rest))
-    raw = (
-        helpers.load_bbc_news()
-        if config.dataset_name == helpers.BBC_NEWS
-        else load_dataset(**helpers.load_dataset_arguments(config))
-    )
-    dataset = helpers.prepare_splits(raw, config)
+    dataset = load_splits(config)
     labels = dataset["train"].features["label"].names
     tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
     curves = {}
@@ -142,8 +129,7 @@ def main() -> None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "right"
         model, arguments = make(config, labels, tokenizer)
-        tokenized = helpers.tokenize_dataset(dataset, tokenizer, config.max_length)
-        tokenized["train"] = helpers.tokenize_passages(dataset["train"], tokenizer, config.max_length)
+        tokenized = tokenize_splits(dataset, tokenizer, config)
         curves[name] = train(trainer_class, model, arguments, tokenized, tokenizer, options.points)
         print(name, ", ".join(f"{seconds:.0f} s {accuracy:.3f}" for seconds, accuracy in curves[name]))
     total, target = curves["usual recipe"][-1]
