@@ -3,13 +3,17 @@
 A module is imported when one of its names is first used: the command line answers at once where no library is needed.
 """
 
+import logging
 from importlib import import_module
+
+# On some CPUs bitsandbytes tells of an optional kernel when it is first imported, which peft does: nothing is amiss.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _NAMES = {
     "adapter_checks": "check_adapter",
     "adapters": "adapter_size check_output_dir list_files replace_folder save_run_config sort_target_modules",
     "bbc_news": "load_bbc_news",
-    "checks": "assert_same_logits changed_parameters fingerprint_parameters",
+    "checks": "assert_same_logits changed_parameters fingerprint_parameters rounding_bound",
     "comparison": "compare compare_per_class format_comparison majority_class",
     "config": "BBC_NEWS PROFILES RunConfig TINY_GPT2 parse_run_config",
     "data": "count_classes load_dataset_arguments prepare_splits",
@@ -28,8 +32,9 @@ _NAMES = {
     "mistakes": "most_confident_errors",
     "model_card": "save_language_model_card save_model_card",
     "models": (
-        "check_model classifier_arguments compute_dtype head_modules load_base_model quantization_arguments "
-        "quantization_config saved_classifier_arguments turn_off_dropout uses_conv1d"
+        "check_model classifier_arguments compute_dtype head_modules keep_4bit_weights_unpacked load_base_model "
+        "quantization_arguments quantization_config quantization_problem saved_classifier_arguments turn_off_dropout "
+        "uses_conv1d"
     ),
     "notebook": "describe_environment keep_output_clean",
     "perplexity": "assert_same_perplexity compute_perplexity evaluate_perplexity token_losses",
@@ -38,7 +43,7 @@ _NAMES = {
         "plot_training"
     ),
     "prediction": "classify_texts predict",
-    "quantization": "compare_sizes quantization_problem",
+    "quantization": "compare_sizes",
     "runs": "run",
     "reference_points": "CLASSICAL MAJORITY run_reference_points",
     "resources": "check_space estimate_adapter estimate_checkpoint explain_out_of_memory",

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from peft_helpers.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from peft_helpers.config import find_model
 
 _CONFIGS = (ADAPTER_CONFIG, "config.json", "tokenizer_config.json")
 _NEEDED = (*_CONFIGS, ADAPTER_WEIGHTS, "tokenizer.json")
@@ -40,7 +41,8 @@ def check_adapter(
 
     Args:
         adapter_dir: folder of the adapter.
-        model_name_or_path: the base model to load it with, as ``adapter_config.json`` has to name it.
+        model_name_or_path: the base model to load it with, as ``adapter_config.json`` has to name it; the embedded
+            model by any path.
         label_names: the labels of the data set, in the order of their numbers; None where there is no data set, and
             any names will do.
         task_type: PEFT's name of the task; ``CAUSAL_LM`` has no labels.
@@ -114,7 +116,7 @@ def _check_peft_config(adapter: dict, model_name_or_path: str, task_type: str) -
         raise ValueError(f"{ADAPTER_CONFIG} has the task_type {adapter.get('task_type')!r}, expected {task_type!r}: "
                          f"this is {what[task_type]}; train it anew.")  # fmt: skip
     found = adapter.get("base_model_name_or_path")
-    if found != model_name_or_path:
+    if find_model(str(found)) != find_model(model_name_or_path):
         raise ValueError(
             f"The adapter was made for the base model {found!r}, but {model_name_or_path!r} was expected. If you trust "
             f"it, pass --model_name_or_path {found}; if it is the same model under another name, correct the name in "

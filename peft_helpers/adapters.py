@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 from peft import PeftModel
 
-from peft_helpers.config import LM_FIELDS, RunConfig
+from peft_helpers.config import LM_FIELDS, RunConfig, find_model
 from peft_helpers.processes import main_process_first, process_state
 
 RUN_FILE = "run_config.json"
@@ -79,6 +79,7 @@ def _difference(folder: Path, config: RunConfig) -> str:
     except (FileNotFoundError, ValueError, TypeError):  # missing, or no JSON object
         return "holds an adapter of unknown origin"
     wanted = asdict(config)
+    saved["model_name_or_path"] = find_model(str(saved.get("model_name_or_path")))
     names = [name for name in wanted if name not in _NOT_COMPARED and saved.get(name) != wanted[name]]
     return f"holds the adapter of another run: {', '.join(f'{n} {saved.get(n)!r}' for n in names)}" if names else ""
 

@@ -13,11 +13,12 @@ from peft_helpers.local_files import check_model_folder, find_data_files
 
 ENVIRONMENT_VARIABLE = "LFT_ARGS"
 BBC_NEWS = "bbc-news"
+_TINY_GPT2 = Path(__file__).parent / "tiny_gpt2"
 try:
     # "./" keeps the name from being read as a Hub id, wherever the notebook runs.
-    TINY_GPT2 = "./" + os.path.relpath(Path(__file__).parent / "tiny_gpt2").replace(os.sep, "/")
+    TINY_GPT2 = "./" + os.path.relpath(_TINY_GPT2).replace(os.sep, "/")
 except ValueError:  # on another drive of Windows
-    TINY_GPT2 = (Path(__file__).parent / "tiny_gpt2").as_posix()
+    TINY_GPT2 = _TINY_GPT2.as_posix()
 
 PROFILES = {
     "gpt2-sst2": {"model_name_or_path": "gpt2", "dataset_name": "stanfordnlp/sst2"},
@@ -141,6 +142,7 @@ class RunConfig:
     )
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "model_name_or_path", find_model(self.model_name_or_path))
         if self.profile not in ("auto", *PROFILES):
             raise ValueError(f"Unknown profile {self.profile!r}; the known ones are auto, {', '.join(PROFILES)}.")
         for name in ("max_length", "max_train_rows", "max_eval_rows", "lora_r", "lora_alpha", "learning_rate",
@@ -160,6 +162,17 @@ class RunConfig:
             raise ValueError(f"{BBC_NEWS} cannot be streamed; name a file, a folder or a data set on the Hub.")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed is {self.seed}; it must be at least 0 and below 2**32.")
+
+
+def find_model(model_name_or_path: str) -> str:
+    """Return the name that the model is loaded by from here: `TINY_GPT2` for the embedded one, else the name itself.
+
+    An adapter names the embedded model by a path from the folder in which it was trained; from another folder, or on
+    another machine, there is nothing at that path.
+    """
+    path = Path(model_name_or_path)
+    is_gone = path.parts[-2:] == _TINY_GPT2.parts[-2:] and not path.exists()
+    return TINY_GPT2 if is_gone or path.resolve() == _TINY_GPT2.resolve() else model_name_or_path
 
 
 # What the language modelling part takes in place of the fields of the same name; nothing else goes by them.
@@ -223,6 +236,7 @@ def parse_run_config(arguments: str | list[str] | None = None, **defaults) -> Ru
     parser = RunConfigParser(add_help=False)
     named = {word.split("=")[0][2:].replace("-", "_") for word in words if word.startswith("--")}
     values = vars(parser.parse_args(words))
+    values["model_name_or_path"] = find_model(values["model_name_or_path"])
     find_data_files(values["dataset_name"])
     check_model_folder(values["model_name_or_path"])
     profile, reason = _choose_profile(values["profile"], named)

@@ -8,7 +8,7 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, load_dataset
 from transformers import PreTrainedTokenizerBase
 
-from peft_helpers.bbc_news import load_bbc_news
+from peft_helpers.bbc_news import load_bbc_topic
 from peft_helpers.config import BBC_NEWS, RunConfig
 from peft_helpers.data import is_string, load_dataset_arguments
 from peft_helpers.data_files import extension
@@ -31,24 +31,13 @@ def load_documents(config: RunConfig) -> DatasetDict:
         ValueError: a file cannot be read, no column holds the texts, or there are too few documents to split.
     """
     if config.dataset_name == BBC_NEWS:
-        return _load_topic(config.dataset_config_name)
+        return load_bbc_topic(config.dataset_config_name)
     if extension(Path(config.dataset_name)) == ".txt":
         raw = DatasetDict(train=Dataset.from_dict({"text": read_paragraphs(Path(config.dataset_name))}))
     else:
         raw = load_dataset(**load_dataset_arguments(config))
     texts = {name: _texts(split, config) for name, split in raw.items()}
     return _keep_once(_carve_missing_splits(texts, config.seed))
-
-
-def _load_topic(topic: str) -> DatasetDict:
-    """Return the articles of one topic, in the splits of `load_bbc_news`."""
-    articles = load_bbc_news()
-    names = articles["train"].features["label"].names
-    if topic not in names:
-        raise ValueError(f"lm_dataset_config_name is {topic!r}; the topics of {BBC_NEWS} are {', '.join(names)}.")
-    number = names.index(topic)
-    chosen = articles.filter(lambda label: label == number, input_columns="label")
-    return chosen.select_columns("text")
 
 
 def read_paragraphs(file: Path) -> list[str]:

@@ -28,7 +28,7 @@ from peft_helpers.comparison import predicted_labels
 from peft_helpers.config import LM_FIELDS, RunConfig
 from peft_helpers.memory import PeakMemory
 from peft_helpers.methods import METHODS, Method, adapt_model, find_method, learning_rate
-from peft_helpers.models import empty_model, load_base_model
+from peft_helpers.models import compute_dtype, empty_model, load_base_model
 from peft_helpers.notebook import describe_environment
 from peft_helpers.prediction import predict
 from peft_helpers.training import training_arguments
@@ -275,5 +275,5 @@ def _save_and_reload(
         megabytes = file.stat().st_size / 1e6
     rows = test.select(range(min(RELOAD_ROWS, test.num_rows)))
     logits = [predict(each, tokenizer, rows, config, disable_tqdm=True).predictions for each in (model, reloaded)]
-    assert_same_logits(*logits, model.device)
+    assert_same_logits(*logits, compute_dtype())
     return True, megabytes

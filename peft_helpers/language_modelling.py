@@ -30,7 +30,14 @@ from peft_helpers.documents import DEFAULT_CONFIGURATIONS, WIKITEXT, load_docume
 from peft_helpers.generation import generate_texts
 from peft_helpers.hub import explain_availability
 from peft_helpers.model_card import save_language_model_card
-from peft_helpers.models import check_model, quantization_config, turn_off_dropout, uses_conv1d
+from peft_helpers.models import (
+    check_model,
+    compute_dtype,
+    keep_4bit_weights_unpacked,
+    quantization_config,
+    turn_off_dropout,
+    uses_conv1d,
+)
 from peft_helpers.perplexity import assert_same_perplexity, evaluate_perplexity, perplexity_arguments
 from peft_helpers.resources import check_space
 from peft_helpers.tokenization import set_padding
@@ -127,6 +134,7 @@ def load_language_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -
     model = AutoModelForCausalLM.from_pretrained(config.model_name_or_path, **language_model_arguments(config))
     if config.load_in_4bit:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    keep_4bit_weights_unpacked(model)
     set_padding(tokenizer, model)
     turn_off_dropout(model)
     return model
@@ -213,6 +221,7 @@ def load_saved_language_model(config: RunConfig) -> tuple[PeftModel, PreTrainedT
     check_adapter(config.output_dir, config.model_name_or_path, task_type="CAUSAL_LM")
     tokenizer = AutoTokenizer.from_pretrained(config.output_dir)
     model = AutoPeftModelForCausalLM.from_pretrained(config.output_dir, **language_model_arguments(config))
+    keep_4bit_weights_unpacked(model)
     set_padding(tokenizer, model)
     return model, tokenizer
 
@@ -263,7 +272,7 @@ def run_language_model(config: RunConfig) -> dict:
     save_language_model(model, tokenizer, config, untuned, tuned)
     model, tokenizer = load_saved_language_model(config)
     reloaded = evaluate_perplexity(model, tokenizer, make_blocks(documents, tokenizer, config)["test"], config)
-    assert_same_perplexity(tuned, reloaded, model.device)
+    assert_same_perplexity(tuned, reloaded, compute_dtype())
     after = generate_texts(model, tokenizer, prompts, config.seed)
     print(compare_perplexity(untuned, reloaded).round(2).to_string())
     generated = pd.DataFrame({"prompt": prompts, "untuned": before, "tuned": after})

@@ -8,20 +8,22 @@ from peft import PeftConfig, PeftModel
 from transformers import EvalPrediction
 
 from peft_helpers.comparison import compare
-from peft_helpers.config import BBC_NEWS, RunConfig
+from peft_helpers.config import BBC_NEWS, TINY_GPT2, RunConfig
 
 _REPORTED = {"accuracy": "accuracy", "f1": "F1 (macro)"}  # the Hub's name of the metric: ours
 _METHOD = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "target_modules": "target modules"}
 _LOADING = """\
-from peft import AutoPeftModelForSequenceClassification
-from transformers import AutoConfig, AutoTokenizer
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-folder = {folder!r}  # the folder of this file
+folder = {folder!r}  # path of this folder
+base_model = {base_model!r}  # {base_hint}
 config = AutoConfig.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoPeftModelForSequenceClassification.from_pretrained(
-    folder, num_labels=config.num_labels, id2label=config.id2label, label2id=config.label2id, dtype=config.dtype
+model = AutoModelForSequenceClassification.from_pretrained(
+    base_model, num_labels=config.num_labels, id2label=config.id2label, label2id=config.label2id, dtype=config.dtype
 )
+model = PeftModel.from_pretrained(model, folder)
 model.config.pad_token_id = tokenizer.pad_token_id  # without it, texts of different length cannot share a batch
 """
 
@@ -104,10 +106,10 @@ Before and after fine-tuning, on the same {rows:,} test rows:
 
 ## How to load
 
-From the folder that holds this one. The base model is the one that `adapter_config.json` names.
+From anywhere, with the two paths as they are on your machine:
 
 ```python
-{_LOADING.format(folder=display_name(config.output_dir))}```
+{_LOADING.format(**_loading_names(config))}```
 
 ## Limits
 
@@ -120,13 +122,25 @@ Made with {versions}.
 """
 
 
-_LOADING_LANGUAGE_MODEL = """\
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
+def _loading_names(config: RunConfig) -> dict[str, str]:
+    """Return what the code of a card names: the folder, the base model and what the latter is."""
+    is_local = _is_local(config.model_name_or_path)
+    embedded = config.model_name_or_path == TINY_GPT2
+    return {
+        "folder": display_name(config.output_dir),
+        "base_model": "peft_helpers/tiny_gpt2" if embedded else display_name(config.model_name_or_path),
+        "base_hint": "path of the base model's folder" if is_local else "id of the base model on the Hub",
+    }
 
-folder = {folder!r}  # the folder of this file
+
+_LOADING_LANGUAGE_MODEL = """\
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = {folder!r}  # path of this folder
+base_model = {base_model!r}  # {base_hint}
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoPeftModelForCausalLM.from_pretrained(folder)
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_model), folder)
 inputs = tokenizer("The match", return_tensors="pt")
 output = model.generate(**inputs, max_new_tokens=40, do_sample=True, pad_token_id=tokenizer.pad_token_id)
 print(tokenizer.decode(output[0]))
@@ -164,10 +178,10 @@ Perplexity is over {tuned["predicted_tokens"]:,} tokens of held-out test documen
 
 ## How to load
 
-From the folder that holds this one. The base model is the one that `adapter_config.json` names.
+From anywhere, with the two paths as they are on your machine:
 
 ```python
-{_LOADING_LANGUAGE_MODEL.format(folder=display_name(config.output_dir))}```
+{_LOADING_LANGUAGE_MODEL.format(**_loading_names(config))}```
 
 ## Limits
 

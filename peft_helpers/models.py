@@ -26,10 +26,13 @@ def check_model(config: RunConfig) -> None:
 
     Raises:
         FileNotFoundError: a local folder lacks ``config.json`` or safetensors weights; the message lists what it holds.
-        ValueError: ``max_length`` exceeds the positions that the model has, or ``target_modules`` matches no layer.
+        ValueError: ``max_length`` exceeds the positions that the model has, ``target_modules`` matches no layer, or
+            ``load_in_4bit`` is asked for where bitsandbytes does not work.
     """
     name = config.model_name_or_path
     check_model_folder(name)
+    if config.load_in_4bit and (problem := quantization_problem()):
+        raise ValueError(f"load_in_4bit is asked for, but {problem}. Leave it out, or repair the installation.")
     model_config = AutoConfig.from_pretrained(name)
     positions = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and config.max_length > positions:
@@ -96,6 +99,29 @@ def quantization_config(model_name_or_path: str) -> BitsAndBytesConfig:
     )
 
 
+def quantization_problem() -> str | None:
+    """Return None where bitsandbytes can quantise a layer and compute with it, else the reason why not."""
+    device = best_device()
+    try:
+        from bitsandbytes.nn import Linear4bit  # it may be missing, or made for other hardware
+
+        Linear4bit(64, 64, quant_type="nf4").to(device)(torch.ones(1, 64, device=device))
+    except Exception as error:  # whatever it is, QLoRA is left out for it
+        return f"bitsandbytes cannot quantise on this machine ({type(error).__name__}: {error})"
+    return None
+
+
+def best_device() -> torch.device:
+    """Return the accelerator if there is one, else the CPU."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+def move_to_device(model: torch.nn.Module) -> None:
+    """Move ``model`` to `best_device`; a quantised one is where transformers has put it."""
+    if not getattr(model, "is_quantized", False):
+        model.to(best_device())
+
+
 def compute_dtype() -> torch.dtype:
     """Return bfloat16 on a GPU that computes in it, float16 on one that does not, float32 on a CPU."""
     if not torch.cuda.is_available():
@@ -109,10 +135,23 @@ def load_base_model(config: RunConfig, label_names: list[str], tokenizer: PreTra
     model = AutoModelForSequenceClassification.from_pretrained(
         config.model_name_or_path, **classifier_arguments(label_names), **quantization_arguments(config)
     )
+    keep_4bit_weights_unpacked(model)
     set_padding(tokenizer, model)
     turn_off_dropout(model)
     speed_up(model)
     return model
+
+
+def keep_4bit_weights_unpacked(model: torch.nn.Module) -> None:
+    """Have 4-bit layers compute from the weights as they were stored, on every CPU alike; others are left alone.
+
+    On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks the weights in the first evaluation. Training then fails, a
+    state dict unpacks them with loss, and layers whose outputs are not divisible by 32 are refused.
+    """
+    # https://github.com/bitsandbytes-foundation/bitsandbytes/blob/0.50.2/bitsandbytes/nn/modules.py, Linear4bit.forward
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def turn_off_dropout(model: torch.nn.Module) -> None:

@@ -2,13 +2,15 @@
 
 import platform
 import warnings
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import datasets
 import huggingface_hub
 import pandas as pd
 import torch
 import transformers
+
+from peft_helpers.models import best_device
 
 
 def keep_output_clean() -> None:
@@ -31,7 +33,13 @@ def keep_output_clean() -> None:
 def describe_environment() -> pd.Series:
     """Return the versions that the results depend on, and the device."""
     names = ("torch", "transformers", "peft", "datasets", "evaluate", "accelerate", "scikit-learn", "bitsandbytes")
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
-    rows = {"python": platform.python_version()} | {name: version(name) for name in names}
-    return pd.Series(rows | {"device": f"{device} ({name})"}, name="version")
+    rows = {"python": platform.python_version()} | {name: _version(name) for name in names}
+    return pd.Series(rows | {"device": f"{best_device()} ({name})"}, name="version")
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

@@ -14,6 +14,7 @@ from transformers import (
     Trainer,
 )
 
+from peft_helpers.checks import rounding_bound
 from peft_helpers.config import RunConfig
 from peft_helpers.prediction import never_trained
 from peft_helpers.processes import OneDeviceArguments
@@ -85,15 +86,14 @@ def evaluate_perplexity(
     return {name: metrics[f"_{name}"] for name in ("perplexity", "predicted_tokens")}
 
 
-def assert_same_perplexity(left: dict[str, float], right: dict[str, float], device: torch.device) -> float:
+def assert_same_perplexity(left: dict[str, float], right: dict[str, float], dtype: torch.dtype) -> float:
     """Return the difference of two results of `evaluate_perplexity` after asserting that they agree.
 
-    On a CPU within 1e-6, on a GPU within 2^-6, as in `assert_same_logits`; both relative.
+    They have to agree within `rounding_bound` of the ``dtype`` that they were computed in, relative.
 
     Raises:
         AssertionError: they differ by more, or are of different numbers of tokens.
     """
     assert left["predicted_tokens"] == right["predicted_tokens"], (left, right)
-    tolerance = 1e-6 if device.type == "cpu" else 2**-6
-    np.testing.assert_allclose(left["perplexity"], right["perplexity"], rtol=tolerance, equal_nan=False)
+    np.testing.assert_allclose(left["perplexity"], right["perplexity"], rtol=rounding_bound(dtype), equal_nan=False)
     return abs(left["perplexity"] - right["perplexity"])

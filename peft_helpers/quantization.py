@@ -1,22 +1,11 @@
-"""Whether bitsandbytes can quantise here, and what 4-bit weights save."""
+"""What 4-bit weights save."""
 
 import pandas as pd
 import torch
-from bitsandbytes.nn import Linear4bit, Params4bit
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from peft_helpers.models import head_modules
-
-
-def quantization_problem() -> str | None:
-    """Return None where bitsandbytes can quantise a layer and compute with it, else the reason why not."""
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    try:
-        Linear4bit(64, 64, quant_type="nf4").to(device)(torch.ones(1, 64, device=device))
-    except Exception as error:  # whatever it is, QLoRA is left out for it
-        return f"bitsandbytes cannot quantise on this machine ({type(error).__name__}: {error})"
-    return None
 
 
 def compare_sizes(full: PreTrainedModel, quantized: PreTrainedModel) -> pd.DataFrame:
@@ -36,8 +25,8 @@ def _sizes(model: PreTrainedModel) -> list[float]:
 
 
 def _scale_bytes(weight: torch.Tensor) -> int:
-    if not isinstance(weight, Params4bit):
+    state = getattr(weight, "quant_state", None)
+    if state is None:
         return 0
-    state = weight.quant_state
     scales = (state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
     return sum(tensor.nbytes for tensor in scales)

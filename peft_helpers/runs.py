@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from datasets import DatasetDict, load_dataset
 from peft import (
-    AutoPeftModelForSequenceClassification,
     LoraConfig,
     PeftModel,
     get_peft_model,
@@ -17,6 +16,7 @@ from peft import (
 )
 from transformers import (
     AutoConfig,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     EvalPrediction,
     PreTrainedModel,
@@ -42,9 +42,12 @@ from peft_helpers.experiments import plan_comparison, run_methods
 from peft_helpers.model_card import save_model_card
 from peft_helpers.models import (
     check_model,
+    compute_dtype,
     empty_model,
     head_modules,
+    keep_4bit_weights_unpacked,
     load_base_model,
+    move_to_device,
     saved_classifier_arguments,
     uses_conv1d,
 )
@@ -108,7 +111,7 @@ def run(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> RunResu
         reloaded_model, reloaded_tokenizer = load_adapter(config.output_dir, label_names)
         test = tokenize_dataset(dataset["test"], reloaded_tokenizer, reloaded_tokenizer.model_max_length)
         reloaded = predict(reloaded_model, reloaded_tokenizer, test, config)
-        assert_same_logits(tuned.predictions, reloaded.predictions, reloaded_model.device)
+        assert_same_logits(tuned.predictions, reloaded.predictions, compute_dtype())
     trainable, total = peft_model.get_nb_trainable_parameters()
     # Nobody has counted the labels of a stream: those of the validation stand for them.
     counted = {"train": dataset["validation" if config.streaming else "train"], "test": dataset["test"]}
@@ -198,9 +201,10 @@ def save_adapter(
 def load_adapter(
     adapter_dir: str | Path, label_names: list[str] | None = None
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """Check the adapter that a run has saved, then load it, on its base model, and its tokenizer.
+    """Check the adapter that a run has saved, then load it onto its base model, and its tokenizer.
 
-    ``label_names`` are those that it has to know, in their order; None: any.
+    The model is on the accelerator if there is one. The embedded base model is found from any folder. ``label_names``
+    are those that the adapter has to know, in their order; None: any.
 
     Raises:
         FileNotFoundError, ValueError: see `load_run_config`, `check_model` and `check_adapter`.
@@ -209,9 +213,13 @@ def load_adapter(
     check_model(config)
     check_adapter(adapter_dir, config.model_name_or_path, label_names)
     tokenizer = AutoTokenizer.from_pretrained(adapter_dir)
-    model = AutoPeftModelForSequenceClassification.from_pretrained(
-        adapter_dir, **saved_classifier_arguments(adapter_dir)
+    # Not AutoPeftModel...: it would look for the base model at the path that it had when the adapter was trained.
+    base_model = AutoModelForSequenceClassification.from_pretrained(
+        config.model_name_or_path, **saved_classifier_arguments(adapter_dir)
     )
+    model = PeftModel.from_pretrained(base_model, adapter_dir)
+    move_to_device(model)
+    keep_4bit_weights_unpacked(model)
     set_padding(tokenizer, model)
     speed_up(model)
     return model, tokenizer

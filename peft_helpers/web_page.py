@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from peft_helpers.adapters import load_run_config
 from peft_helpers.config import RunConfig
 from peft_helpers.model_card import display_name
-from peft_helpers.models import load_base_model
+from peft_helpers.models import load_base_model, move_to_device
 from peft_helpers.notebook import keep_output_clean
 from peft_helpers.prediction import classify_texts
 from peft_helpers.runs import load_adapter
@@ -114,8 +114,9 @@ def load_models(adapter_dir: str | Path) -> tuple[PeftModel, PreTrainedModel, Pr
         FileNotFoundError, ValueError: see `load_adapter`.
     """
     tuned, tokenizer = load_adapter(adapter_dir)
-    config = load_run_config(adapter_dir)
-    return tuned, load_base_model(config, list(tuned.config.id2label.values()), tokenizer), tokenizer
+    untuned = load_base_model(load_run_config(adapter_dir), list(tuned.config.id2label.values()), tokenizer)
+    move_to_device(untuned)
+    return tuned, untuned, tokenizer
 
 
 def _make_page(

@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import bitsandbytes
 import pytest
 import torch
 import transformers
@@ -108,6 +109,13 @@ def config(tiny_model_dir, tmp_path) -> helpers.RunConfig:
         output_dir=str(tmp_path / "adapter"),
         checkpoint_dir=str(tmp_path / "checkpoints"),
     )  # fmt: skip
+
+
+@pytest.fixture(params=[False, True], ids=["without AVX512-BF16", "with AVX512-BF16"])
+def processor(request, monkeypatch):
+    """What bitsandbytes believes that the processor has: where it is AVX512-BF16, it would repack 4-bit weights."""
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: request.param)
+    return request.param
 
 
 @pytest.fixture

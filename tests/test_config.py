@@ -8,7 +8,7 @@ import torch
 
 from peft_helpers import config as config_module
 from peft_helpers import parse_run_config
-from peft_helpers.config import BBC_NEWS, TINY_GPT2, RunConfig
+from peft_helpers.config import BBC_NEWS, TINY_GPT2, RunConfig, find_model
 
 
 def test_offline_profile_takes_the_packaged_model_and_data():
@@ -136,6 +136,27 @@ def test_bad_options_are_named(arguments, message):
 def test_config_cannot_be_changed():
     with pytest.raises(FrozenInstanceError):
         RunConfig().seed = 1
+
+
+@pytest.mark.parametrize("place", ["{here}", "{root}/./peft_helpers/../peft_helpers/tiny_gpt2/", "{link}"])
+def test_the_embedded_model_is_known_however_it_is_named(place, tmp_path, monkeypatch):
+    here = Path(TINY_GPT2).resolve()
+    link = tmp_path / "a_link"
+    link.symlink_to(here)
+    name = place.format(here=here, root=here.parent.parent, link=link)
+    config = parse_run_config(f"--profile offline --model_name_or_path {name}")
+    assert config == parse_run_config("--profile offline")
+
+
+@pytest.mark.parametrize(
+    "name", ["peft_helpers/tiny_gpt2", "./peft_helpers/tiny_gpt2", "../gone/peft_helpers/tiny_gpt2"]
+)
+def test_the_embedded_model_is_found_from_another_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_model(name) == TINY_GPT2
+    other = tmp_path / "peft_helpers" / "tiny_gpt2"
+    other.mkdir(parents=True)
+    assert find_model(str(other)) == str(other)  # another model in a folder of the same name
 
 
 def test_the_tiny_model_has_a_whole_path_where_no_relative_one_leads_to_it(monkeypatch):

@@ -39,6 +39,10 @@ def counted(monkeypatch):
     return calls
 
 
+def test_qlora_runs_reloads_and_matches_on_every_processor(short, tokenized, tokenizer, processor):
+    assert run_method("qlora", short, tokenized, tokenizer, LABELS)["reload_verified"]
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_runs_reloads_and_matches(name, short, tokenized, tokenizer):
     result = run_method(name, short, tokenized, tokenizer, LABELS)

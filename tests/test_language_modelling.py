@@ -150,7 +150,7 @@ def test_what_is_saved_is_loaded_with_its_tokenizer(language_model, tokenizer, c
         assert torch.equal(reloaded.eval()(**batch).logits, language_model.eval()(**batch).logits)
 
 
-def test_in_4_bits_the_linear_layers_are_quantised_and_the_output_layer_is_not(config, tokenizer):
+def test_in_4_bits_the_linear_layers_are_quantised_and_the_output_layer_is_not(config, tokenizer, processor):
     config = replace(config, load_in_4bit=True)
     model = load_language_model(config, tokenizer)
     assert isinstance(model.transformer.h[0].attn.c_attn, Linear4bit)

@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 
 import pytest
@@ -6,23 +7,27 @@ from bitsandbytes.nn import Linear4bit
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from peft_helpers import quantization
+from peft_helpers.checks import assert_same_logits
 from peft_helpers.models import (
+    check_model,
+    classifier_arguments,
     empty_model,
     head_modules,
+    keep_4bit_weights_unpacked,
     load_base_model,
     quantization_config,
+    quantization_problem,
     saved_classifier_arguments,
 )
 from peft_helpers.prediction import predict
-from peft_helpers.quantization import compare_sizes, quantization_problem
+from peft_helpers.quantization import compare_sizes
 from peft_helpers.tokenization import set_padding
 
 LABELS = ["negative", "positive"]
 
 
 @pytest.fixture
-def load(config, tokenizer):
+def load(config, tokenizer, processor):
     return lambda: load_base_model(replace(config, load_in_4bit=True), LABELS, tokenizer)
 
 
@@ -68,9 +73,11 @@ def test_lora_learns_on_the_quantised_base_and_reloads(load, tokenizer, tmp_path
     model.config.save_pretrained(tmp_path)
     reloaded = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path, **saved_classifier_arguments(tmp_path))
     assert isinstance(reloaded.base_model.model.transformer.h[0].attn.c_attn.base_layer, Linear4bit)
+    keep_4bit_weights_unpacked(reloaded)
     set_padding(tokenizer, reloaded)
     with torch.no_grad():
-        assert torch.equal(model.eval()(**batch).logits, reloaded.eval()(**batch).logits)
+        logits = [each.eval()(**batch).logits.numpy() for each in (model, reloaded)]
+    assert_same_logits(*logits, torch.float32)
 
 
 def test_the_untrained_quantised_model_can_be_evaluated(load, tokenizer, tokenized, config, model):
@@ -79,17 +86,54 @@ def test_the_untrained_quantised_model_can_be_evaluated(load, tokenizer, tokeniz
     assert 0 < abs(quantized - full).max() < 0.2 * abs(full).max()
 
 
+def test_evaluating_and_saving_leave_the_quantised_model_as_it_is_and_it_can_be_trained(load, tokenizer):
+    model = load().eval()
+    batch = tokenizer(["a fine film", "bad"], return_tensors="pt", padding=True)
+    with torch.no_grad():
+        before = model(**batch).logits
+        model.state_dict()
+        assert torch.equal(model(**batch).logits, before)
+    states = [module.weight.quant_state for module in model.modules() if isinstance(module, Linear4bit)]
+    assert states
+    assert not any(getattr(state, "packing_format_for_cpu", False) for state in states)
+    model.train()(**batch, labels=torch.tensor([1, 0])).loss.backward()
+
+
+def test_without_care_bitsandbytes_repacks_the_weights_where_the_processor_has_avx512_bf16(config, processor):
+    """If this fails, bitsandbytes has changed, and `keep_4bit_weights_unpacked` may have had its day."""
+    four_bits = quantization_config(config.model_name_or_path)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        config.model_name_or_path, **classifier_arguments(LABELS), quantization_config=four_bits
+    ).eval()
+    model.config.pad_token_id = 0
+    inputs = {"input_ids": torch.ones(1, 3, dtype=torch.int64)}
+    if not processor:
+        assert model(**inputs).logits.shape == (1, 2)
+        return
+    with torch.no_grad(), pytest.raises(AssertionError, match="N must be divisible by block_n"):
+        model(**inputs)
+
+
 def test_bitsandbytes_works_here():
     assert quantization_problem() is None
 
 
 @pytest.mark.reliability("fault")
-def test_where_it_does_not_work_the_reason_is_told(monkeypatch):
+def test_where_it_does_not_work_the_reason_is_told(monkeypatch, config):
     def broken(*arguments, **options):
         raise RuntimeError("no kernel image")
 
-    monkeypatch.setattr(quantization, "Linear4bit", broken)
-    assert quantization_problem() == "bitsandbytes cannot quantise on this machine (RuntimeError: no kernel image)"
+    monkeypatch.setattr("bitsandbytes.nn.Linear4bit", broken)
+    reason = "bitsandbytes cannot quantise on this machine (RuntimeError: no kernel image)"
+    assert quantization_problem() == reason
+    with pytest.raises(ValueError, match=r"load_in_4bit is asked for, but bitsandbytes cannot .*Leave it out"):
+        check_model(replace(config, load_in_4bit=True))
+
+
+@pytest.mark.reliability("fault")
+def test_where_it_cannot_be_imported_the_reason_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.nn", None)
+    assert quantization_problem().startswith("bitsandbytes cannot quantise on this machine (ModuleNotFoundError: ")
 
 
 def test_the_head_of_another_architecture_is_skipped_too():

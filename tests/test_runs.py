@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from transformers import TrainerCallback
 
 from peft_helpers import runs
@@ -33,7 +34,20 @@ def test_a_run_is_that_of_its_saved_adapter(small):
     model, tokenizer = load_adapter(small.output_dir)
     test = tokenize_dataset(runs.load_splits(small)["test"], tokenizer, tokenizer.model_max_length)
     again = predict(model, tokenizer, test, small)
-    assert_same_logits(result.tuned.predictions, again.predictions, model.device)
+    assert_same_logits(result.tuned.predictions, again.predictions, torch.float32)
+
+
+def test_a_run_in_4_bits_is_that_of_its_saved_adapter_on_every_processor(small, processor):
+    result = run(replace(small, load_in_4bit=True))
+    assert not np.array_equal(result.untuned.predictions, result.tuned.predictions)
+
+
+def test_a_loaded_adapter_is_on_the_accelerator_if_there_is_one(small, monkeypatch):
+    run(small)
+    assert load_adapter(small.output_dir)[0].device.type == "cpu"
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("meta"))
+    assert load_adapter(small.output_dir)[0].device.type == "meta"
 
 
 def test_callbacks_are_called(small):
@@ -53,7 +67,7 @@ def test_a_reload_that_differs_is_an_error(small, monkeypatch):
 
     def disturb(*arguments):
         model, tokenizer = load(*arguments)
-        model.base_model.model.score.modules_to_save["default"].weight.data += 1
+        model.base_model.model.score.modules_to_save["default"].weight.data *= 1.01
         return model, tokenizer
 
     monkeypatch.setattr(runs, "load_adapter", disturb)

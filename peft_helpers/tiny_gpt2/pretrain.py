@@ -38,7 +38,7 @@ class PretrainConfig:
     text_folder: str = field(metadata={"help": "folder with *.txt.gz files to learn from beside BBC News"})
     output_dir: str = field(default="tiny_gpt2", metadata={"help": "folder for model and tokenizer"})
     checkpoint_dir: str = field(default="tiny_gpt2_checkpoints", metadata={"help": "folder for checkpoints"})
-    max_steps: int = field(default=10000, metadata={"help": "optimizer steps of 8 blocks of 512 tokens"})
+    max_steps: int = field(default=10000, metadata={"help": "optimizer steps of 4 blocks of 512 tokens"})
     learning_rate: float = field(default=3e-3, metadata={"help": "peak of the cosine schedule"})
     bbc_repeats: int = field(default=2, metadata={"help": "how often the BBC training articles occur in one epoch"})
     seed: int = field(default=42, metadata={"help": "seed of weights and order"})
@@ -90,7 +90,7 @@ def main() -> None:
     model = GPT2LMHeadModel(shape)
     arguments = TrainingArguments(
         output_dir=config.checkpoint_dir, max_steps=config.max_steps, seed=config.seed,
-        per_device_train_batch_size=8, per_device_eval_batch_size=8,
+        per_device_train_batch_size=4, per_device_eval_batch_size=8,
         learning_rate=config.learning_rate, lr_scheduler_type="cosine", warmup_steps=300,
         adam_beta2=0.95, weight_decay=0.1, max_grad_norm=1.0,
         logging_steps=50, save_steps=1000, save_total_limit=1, report_to="none",
