@@ -46,6 +46,7 @@ _NAMES = {
     "quantization": "compare_sizes",
     "runs": "run",
     "reference_points": "CLASSICAL MAJORITY run_reference_points",
+    "requirements": "check_requirements",
     "resources": "check_space estimate_adapter estimate_checkpoint explain_out_of_memory",
     "significance": "accuracy_interval compare_paired f1_interval mcnemar_p_value",
     "speed": "speed_up",

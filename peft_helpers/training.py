@@ -26,6 +26,7 @@ from peft_helpers.batches import LengthTrainer, longest_first
 from peft_helpers.checkpoints import find_checkpoint, make_checkpoint_folder, run_key
 from peft_helpers.config import RunConfig
 from peft_helpers.metrics import compute_metrics_and_loss
+from peft_helpers.models import compute_dtype
 from peft_helpers.processes import OneDeviceArguments, process_state, report_idle_gpus
 from peft_helpers.resources import check_space, explain_out_of_memory
 
@@ -37,17 +38,16 @@ CHECKPOINTS = 2  # kept: the best one and the last one
 def evaluation_arguments(config: RunConfig) -> dict:
     """Return the Trainer's arguments that evaluation and training share: batch size, seed and precision.
 
-    On a GPU the forward pass runs in bfloat16, or in float16 where bfloat16 is emulated; on a CPU in float32.
+    The forward pass computes in `compute_dtype`.
     """
-    cuda = torch.cuda.is_available()
-    bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    dtype = compute_dtype()
     return {
         "seed": config.seed,
         "per_device_eval_batch_size": config.per_device_eval_batch_size,
         "use_cpu": not torch.accelerator.is_available(),  # else several processes would not know of each other
-        "bf16": bf16,
-        "fp16": cuda and not bf16,
-        "dataloader_pin_memory": cuda,
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
+        "dataloader_pin_memory": torch.cuda.is_available(),
         "disable_tqdm": False,
         "report_to": "none",
     }

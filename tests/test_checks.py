@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from peft_helpers import assert_same_logits, changed_parameters, fingerprint_parameters, rounding_bound
+from peft_helpers.config import TINY_GPT2, RunConfig
+from peft_helpers.models import load_base_model
 
 CPU = torch.device("cpu")
 
@@ -53,6 +56,23 @@ def test_the_bound_holds_for_sums_in_another_order_and_not_for_another_head():
     assert difference > 0
     with pytest.raises(AssertionError):
         assert_same_logits(rows.numpy(), (rows * 1.001).numpy(), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_bound_holds_between_a_row_alone_and_in_a_batch(dtype):
+    """Of the embedded model, under the CPU's autocast in 16 bits, and is not met by another head's logits."""
+    tokenizer = AutoTokenizer.from_pretrained(TINY_GPT2)
+    model = load_base_model(RunConfig(model_name_or_path=TINY_GPT2), ["a", "b", "c"], tokenizer).eval()
+    texts = ["Shares rose.", "The striker limped off and his side threw away a two-goal lead.", "A warm film " * 20]
+
+    def logits(texts: list[str]) -> np.ndarray:
+        with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            return model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.float().numpy()
+
+    alone, together = np.concatenate([logits([text]) for text in texts]), logits(texts)
+    assert assert_same_logits(alone, together, dtype) > 0
+    with pytest.raises(AssertionError):
+        assert_same_logits(alone, logits(texts[::-1]), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

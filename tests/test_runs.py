@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from peft_helpers import runs
+from peft_helpers import runs, training
 from peft_helpers.checks import assert_same_logits
 from peft_helpers.prediction import predict
 from peft_helpers.runs import compare_methods, load_adapter, run
@@ -40,6 +40,15 @@ def test_a_run_is_that_of_its_saved_adapter(small):
 def test_a_run_in_4_bits_is_that_of_its_saved_adapter_on_every_processor(small, processor):
     result = run(replace(small, load_in_4bit=True))
     assert not np.array_equal(result.untuned.predictions, result.tuned.predictions)
+
+
+def test_a_run_in_bfloat16_reloads_within_its_rounding(small, monkeypatch):
+    """By the CPU's autocast, which stands in for a GPU's."""
+    for module in (training, runs):
+        monkeypatch.setattr(module, "compute_dtype", lambda: torch.bfloat16)
+    result = run(small)
+    assert training.evaluation_arguments(small)["bf16"]
+    assert result.tuned.metrics["test_accuracy"] >= 0
 
 
 def test_a_loaded_adapter_is_on_the_accelerator_if_there_is_one(small, monkeypatch):
