@@ -35,9 +35,10 @@ def prepare_splits(raw: DatasetDict, config: RunConfig) -> DatasetDict:
 
     Rows without a text (None or blank) or label (None, NaN, blank or -1) are dropped, and a line says how many. A data
     set whose ``test`` has no labels is tested on its ``validation``; what is then missing is carved, stratified, out of
-    ``train``: a fifth for the test, a tenth but at most 1,000 rows for the validation. A text that occurs in the test
-    is dropped from the other two, one that occurs in the validation from train. Within a split, texts that recur are
-    kept, and a line says how many do so with another label.
+    ``train``: a fifth for the test; for the validation a tenth, but at most 1,000 rows, and where ``max_train_rows`` is
+    set a tenth of that, at least 100. A text that occurs in the test is dropped from the other two, one that occurs in
+    the validation from train. Within a split, texts that recur are kept, and a line says how many do so with another
+    label.
 
     Raises:
         ValueError: a column cannot be told or found or is of no use, a split is empty, there is one label only, or a
@@ -48,7 +49,7 @@ def prepare_splits(raw: DatasetDict, config: RunConfig) -> DatasetDict:
     check_train(raw)
     text_column, label_column = find_columns(raw["train"], config.text_column, config.label_column)
     labelled = encode_labels(raw, text_column, label_column)
-    splits = _drop_straddling_texts(_carve_missing_splits(labelled, config.seed))
+    splits = _drop_straddling_texts(_carve_missing_splits(labelled, config))
     _report_contradictions(splits)
     limits = {"train": config.max_train_rows, "validation": config.max_eval_rows, "test": config.max_eval_rows}
     dataset = DatasetDict({name: _take(splits[name], limits[name], config.seed) for name in limits})
@@ -209,16 +210,18 @@ def _check_label_values(column: str, labels: set, rows: int) -> None:
         )
 
 
-def _carve_missing_splits(labelled: DatasetDict, seed: int) -> dict[str, Dataset]:
+def _carve_missing_splits(labelled: DatasetDict, config: RunConfig) -> dict[str, Dataset]:
     splits = dict(labelled)
     if "train" not in splits:
         raise ValueError("No row of the split train has both a text and a label.")
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")
-    for name, share, at_most in (("test", 0.2, None), ("validation", 0.1, 1000)):
-        if name not in splits:
-            rows = splits["train"].num_rows * share
-            splits["train"], splits[name] = _carve(splits["train"], round(min(rows, at_most or rows)), seed)
+    if "test" not in splits:
+        splits["train"], splits["test"] = _carve(splits["train"], round(splits["train"].num_rows * 0.2), config.seed)
+    if "validation" not in splits:
+        most = 1000 if config.max_train_rows is None else min(1000, max(100, config.max_train_rows // 10))
+        rows = min(most, round(splits["train"].num_rows * 0.1))
+        splits["train"], splits["validation"] = _carve(splits["train"], rows, config.seed)
     return splits
 
 

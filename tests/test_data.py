@@ -280,6 +280,13 @@ def test_a_subset_that_lacks_a_label_is_an_error():
         prepare_splits(raw, RunConfig(max_train_rows=12))
 
 
+@pytest.mark.parametrize(("max_train_rows", "rows"), [(None, 480), (9000, 480), (2000, 200), (30, 100)])
+def test_a_short_run_is_judged_on_fewer_validation_rows(max_train_rows, rows):
+    raw = make(text=[f"text {number}" for number in range(6000)], label=[0, 1] * 3000)
+    splits = prepare_splits(raw, RunConfig(max_train_rows=max_train_rows))
+    assert (splits["validation"].num_rows, splits["test"].num_rows) == (rows, 1200)
+
+
 @pytest.mark.reliability("bad input")
 def test_a_data_set_too_small_for_three_splits_is_an_error():
     with pytest.raises(

@@ -3,7 +3,10 @@
 import ast
 import html
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -59,6 +62,16 @@ def test_the_run_leaves_an_adapter_that_is_complete_and_small(executed):
     assert {"adapter_config.json", "adapter_model.safetensors", "config.json", "tokenizer.json"} <= names
     assert sum(path.stat().st_size for path in adapter.iterdir()) < 2_000_000
     assert json.loads((adapter / "tokenizer_config.json").read_text())["model_max_length"] == 32
+
+
+def test_the_adapter_predicts_from_another_folder(executed, tmp_path):
+    _, adapter = executed
+    command = [sys.executable, "-m", "peft_helpers", "predict", str(adapter), "Shares rose after record profits."]
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
+    answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert sum(json.loads(answer.stdout)["probabilities"].values()) == pytest.approx(1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_line_gives_the_notebooks_metrics_and_adapter(executed, tmp_path):

@@ -211,7 +211,7 @@ def test_no_text_is_in_two_splits_and_none_is_lost(texts, given_splits, seed):
     raw = DatasetDict(train=rows)
     for name in sorted(given_splits):
         raw[{"v": "validation", "t": "test"}[name]] = rows.select(range(4))
-    splits = helpers.data._drop_straddling_texts(helpers.data._carve_missing_splits(raw, seed))
+    splits = helpers.data._drop_straddling_texts(helpers.data._carve_missing_splits(raw, helpers.RunConfig(seed=seed)))
     found = [set(split["text"]) for split in splits.values()]
     assert set(splits) == {"train", "validation", "test"}
     assert set.union(*found) == set(rows["text"])

@@ -20,7 +20,7 @@ def test_the_top_level_is_as_agreed():
 
 def test_the_environment_takes_its_packages_from_the_requirements():
     text = Path("environment.yml").read_text()
-    assert "python=3.11" in text
+    assert "python>=3.11,<3.14" in text
     assert "-r requirements.txt" in text
 
 
