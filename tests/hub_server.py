@@ -41,9 +41,9 @@ class HubServer(ThreadingHTTPServer):
 
     def environment(self, home: Path) -> dict[str, str]:
         """Return the variables by which a process takes this Hub, with its cache in ``home``."""
-        proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), self.endpoint)
+        proxies = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), self.endpoint)
         return proxies | {
-            "NO_PROXY": "127.0.0.1", "HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0",
+            "no_proxy": "127.0.0.1", "HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
         }  # fmt: skip
 
@@ -112,16 +112,18 @@ class HubHandler(BaseHTTPRequestHandler):
     def tree(self, folder: Path, rest: str) -> None:
         """List a folder; all that lies in it with ``recursive``."""
         recursive = "recursive=true" in self.path.lower()
-        self.send_json([_entry(folder, path) for path in sorted((folder / rest).glob("**/*" if recursive else "*"))])
+        paths = _inside(folder, rest).glob("**/*" if recursive else "*")
+        self.send_json([_entry(folder, path) for path in sorted(paths)])
 
     def paths_info(self, folder: Path, rest: str) -> None:
         form = self.headers.get("Content-Type", "").startswith("application/x-www-form-urlencoded")
-        paths = (parse_qs(self.body.decode()) if form else json.loads(self.body)).get("paths", [])
-        self.send_json([_entry(folder, folder / path) for path in paths if (folder / path).exists()])
+        names = (parse_qs(self.body.decode()) if form else json.loads(self.body)).get("paths", [])
+        paths = [_inside(folder, name) for name in names]
+        self.send_json([_entry(folder, path) for path in paths if path.exists()])
 
     def resolve(self, folder: Path, rest: str) -> None:
         """Send a file, or the range of it that is asked for."""
-        path = folder / rest
+        path = _inside(folder, rest)
         headers = {"X-Repo-Commit": _revision(folder)}
         if not path.is_file():
             return self.refuse(404, "EntryNotFound", **headers)
@@ -155,10 +157,11 @@ class HubHandler(BaseHTTPRequestHandler):
         """Write the files of a commit, each a line of JSON."""
         for line in map(json.loads, self.body.splitlines()):
             if line["key"] == "file":
-                path = folder / line["value"]["path"]
+                path = _inside(folder, line["value"]["path"])
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(base64.b64decode(line["value"]["content"]))
-        self.send_json({"commitOid": _revision(folder), "commitUrl": f"{self.server.endpoint}/commit"})
+        name, revision = folder.relative_to(folder.parent.parent).as_posix(), _revision(folder)
+        self.send_json({"commitOid": revision, "commitUrl": f"{self.server.endpoint}/{name}/commit/{revision}"})
 
 
 _API = "/api/(?P<kind>models|datasets)/{repo}"
@@ -173,6 +176,12 @@ ROUTES = {
     _API + "(?:/revision/[^/]+)?": HubHandler.info,
     "/(?P<kind>datasets/)?{repo}/resolve/[^/]+/(?P<rest>.+)": HubHandler.resolve,
 }
+
+
+def _inside(folder: Path, name: str) -> Path:
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise PermissionError(f"{name} is outside of {folder}.")
+    return folder / name
 
 
 def _files(folder: Path) -> list[str]:
