@@ -78,7 +78,9 @@ class RunConfig:
         ValueError: a value is out of its range; the message names the field, the value and the range.
     """
 
-    profile: str = _option("auto", "gpt2-sst2, gpt2-imdb, offline, or auto: gpt2-sst2 if it can be had, else offline")
+    profile: str = _option(
+        "auto", "gpt2-sst2, gpt2-imdb, offline, or auto: gpt2-sst2, but offline on a machine without a network"
+    )
     model_name_or_path: str = _option("gpt2", "model id on the Hub, or local folder")
     dataset_name: str = _option(
         "stanfordnlp/sst2",
@@ -128,7 +130,7 @@ class RunConfig:
     lm_dataset_name: str = _option(
         "auto",
         "texts of the language modelling part: dataset id on the Hub, local file (also .txt), bbc-news, or auto: "
-        "WikiText-2 if it can be had, else bbc-news",
+        "WikiText-2, but bbc-news on a machine without a network",
     )
     lm_dataset_config_name: str | None = _option(
         None, "configuration of lm_dataset_name; of bbc-news the topic (default: sports)"
@@ -229,6 +231,7 @@ def parse_run_config(arguments: str | list[str] | None = None, **defaults) -> Ru
     Raises:
         FileNotFoundError: a local file or folder that is named does not exist, or does not hold what it should.
         ValueError: an option, profile or value is not known or out of range; the message lists the known ones.
+        ConnectionError: the profile is ``auto``, and the Hub is there but does not serve; see `explain_availability`.
     """
     if arguments is None:
         try:
@@ -261,10 +264,14 @@ def _choose_profile(profile: str, named: set[str]) -> tuple[str, str]:
         return profile, "as asked for"
     if named.issuperset(_WHAT_RUNS):
         return "auto", "model and data set are both named, so there is nothing to choose"
-    available, reason = explain_availability(
-        **{name: value for name, value in PROFILES["gpt2-sst2"].items() if name not in named}
-    )
-    return ("gpt2-sst2" if available else "offline"), reason
+    wanted = {name: value for name, value in PROFILES["gpt2-sst2"].items() if name not in named}
+    available, reason = explain_availability(**wanted)
+    if available:
+        return "gpt2-sst2", reason
+    from peft_helpers.notebook import warn_offline  # takes seconds
+
+    warn_offline(wanted.values(), [PROFILES["offline"][name] for name in wanted])
+    return "offline", reason
 
 
 def _suitable_settings(model_name_or_path: str = "", dataset_name: str = "", **_) -> dict:

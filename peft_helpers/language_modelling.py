@@ -38,6 +38,7 @@ from peft_helpers.models import (
     turn_off_dropout,
     uses_conv1d,
 )
+from peft_helpers.notebook import warn_offline
 from peft_helpers.perplexity import assert_same_perplexity, evaluate_perplexity, perplexity_arguments
 from peft_helpers.resources import check_space
 from peft_helpers.tokenization import set_padding
@@ -57,6 +58,7 @@ def plan_language_modelling(config: RunConfig) -> RunConfig:
 
     Raises:
         FileExistsError, FileNotFoundError, ValueError: see `check_model`, `check_output_dir` and `load_documents`.
+        ConnectionError: the texts are ``auto``, and the Hub is there but does not serve; see `explain_availability`.
     """
     if config.streaming:
         raise ValueError("The texts of language modelling are cut into blocks as a table; leave out --streaming.")
@@ -94,8 +96,17 @@ def _choose_model(name: str) -> tuple[str, str]:
 def _choose_dataset(name: str) -> tuple[str, str]:
     if name != "auto":
         return name, "as asked for"
-    available, reason = explain_availability(dataset_name=WIKITEXT)
-    return (WIKITEXT if available else BBC_NEWS), reason
+    try:
+        available, reason = explain_availability(dataset_name=WIKITEXT, instead=f"--lm_dataset_name {BBC_NEWS}")
+    except ConnectionError as error:
+        response = getattr(error.__cause__, "response", None)
+        if response is None or response.status_code != 404:
+            raise
+        return BBC_NEWS, f"since this Hub has no {WIKITEXT}"  # a mirror that holds some repositories only
+    if available:
+        return WIKITEXT, reason
+    warn_offline([WIKITEXT], [BBC_NEWS])
+    return BBC_NEWS, reason
 
 
 def make_blocks(documents: DatasetDict, tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> DatasetDict:

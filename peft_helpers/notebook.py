@@ -2,6 +2,9 @@
 
 import platform
 import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from html import escape
 from importlib.metadata import PackageNotFoundError, version
 
 import datasets
@@ -9,6 +12,7 @@ import huggingface_hub
 import pandas as pd
 import torch
 import transformers
+from IPython.display import display
 
 from peft_helpers.models import best_device
 
@@ -43,3 +47,29 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "not installed"
+
+
+@dataclass
+class Box:
+    """A heading and a text: a frame in a notebook, a line where it is printed."""
+
+    heading: str
+    text: str
+
+    def __repr__(self) -> str:
+        return f"{self.heading}: {self.text}"
+
+    def _repr_html_(self) -> str:
+        # A table, since GitHub takes the styles away and leaves a table its lines.
+        content = f"<h3>\u26a0\ufe0f {escape(self.heading)}</h3><p>{escape(self.text)}</p>"
+        frame = "border: 4px solid #d9480f; width: 100%; font-size: 1rem"
+        return f'<table style="{frame}"><tr><td style="text-align: left; padding: 0 1em">{content}</td></tr></table>'
+
+
+def warn_offline(wanted: Iterable[str], taken: Iterable[str]) -> None:
+    """Show that this machine is offline and which names take the places of which, in a notebook in a box."""
+    text = (
+        f"{' and '.join(taken)} in place of {' and '.join(wanted)}. That shows whether everything works, not how good "
+        "the results are. Connect this machine to the Hugging Face Hub and run it again."
+    )
+    display(Box("Offline", text))

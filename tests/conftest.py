@@ -17,10 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import bitsandbytes
+import huggingface_hub
 import pytest
 import torch
 import transformers
 from datasets import Dataset, DatasetDict
+from hub_repositories import make_repositories
+from hub_server import serve
 from hypothesis import settings
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, set_seed
@@ -103,6 +106,35 @@ def tiny_model_dir(tmp_path_factory) -> str:
     GPT2LMHeadModel(shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def hub_root(tmp_path_factory) -> Path:
+    """The folder that the Hub of the tests serves."""
+    root = tmp_path_factory.mktemp("hub")
+    make_repositories(root)
+    return root
+
+
+@pytest.fixture
+def hub_server(hub_root, monkeypatch):
+    """A Hub on loopback that this process takes for the real one."""
+    with serve(hub_root) as server:
+        use_hub(server.endpoint, monkeypatch)
+        yield server
+    huggingface_hub.close_session()
+
+
+def use_hub(endpoint: str, monkeypatch) -> None:
+    """Have this process ask ``endpoint``; it was started with another one and with HF_HUB_OFFLINE."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+    files = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+    huggingface_hub.close_session()  # the next one reads the proxies anew
 
 
 @pytest.fixture

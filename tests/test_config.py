@@ -90,7 +90,15 @@ def test_a_missing_file_is_told_before_the_hub_is_asked(monkeypatch):
 def test_auto_takes_gpt2_where_it_can_be_had_and_says_why(monkeypatch, capsys, available, profile):
     monkeypatch.setattr(config_module, "explain_availability", lambda **names: (available, "for this reason"))
     assert parse_run_config("").profile == profile
-    assert capsys.readouterr().out == f"Profile {profile}: for this reason.\n"
+    printed = capsys.readouterr().out
+    assert printed.endswith(f"Profile {profile}: for this reason.\n")
+    assert printed.startswith("Offline: ") is not available
+
+
+def test_auto_tells_only_of_what_it_replaces(monkeypatch, capsys, rows):
+    monkeypatch.setattr(config_module, "explain_availability", lambda **names: (False, "no network"))
+    assert parse_run_config(f"--dataset_name {rows}").dataset_name == rows
+    assert capsys.readouterr().out.startswith(f"Offline: {TINY_GPT2} in place of gpt2. ")
 
 
 def test_auto_asks_only_for_what_is_not_named(monkeypatch, rows):

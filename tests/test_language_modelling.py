@@ -58,7 +58,7 @@ def test_the_whole_path_lowers_the_perplexity_and_reloads_the_same(config, capsy
     result = run_language_model(config)
     perplexity = result["perplexity"]
     assert perplexity["tuned"] < 0.9 * perplexity["untuned"]
-    assert perplexity["reloaded"] == pytest.approx(perplexity["tuned"], rel=1e-6)
+    assert perplexity["reloaded"] == pytest.approx(perplexity["tuned"], rel=2**-15)
     assert json.loads(json.dumps(result)) == result
     assert len(result["generated"]) == 3
     for row in result["generated"]:
@@ -91,12 +91,29 @@ def test_offline_it_is_the_tiny_gpt2_on_a_topic_of_bbc_news(tmp_path, capsys):
 
 @pytest.mark.parametrize(("available", "name"), [(True, WIKITEXT), (False, BBC_NEWS)])
 def test_auto_takes_wikitext_where_it_can_be_had_and_says_why(available, name, config, monkeypatch, capsys):
-    monkeypatch.setattr(module, "explain_availability", lambda dataset_name: (available, f"of {dataset_name}"))
+    monkeypatch.setattr(module, "explain_availability", lambda dataset_name, **_: (available, f"of {dataset_name}"))
     monkeypatch.setattr(module, "load_documents", lambda config: None)
     planned = plan_language_modelling(replace(config, lm_dataset_name="auto"))
     assert planned.dataset_name == name
     assert planned.dataset_config_name == {WIKITEXT: "wikitext-2-raw-v1", BBC_NEWS: "sports"}[name]
-    assert f"on {name} {planned.dataset_config_name}, of {WIKITEXT}." in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"on {name} {planned.dataset_config_name}, of {WIKITEXT}." in printed
+    assert (f"Offline: {BBC_NEWS} in place of {WIKITEXT}." in printed) is not available
+
+
+@pytest.mark.reliability("fault")
+def test_a_hub_that_does_not_serve_wikitext_is_an_error(config, hub_server, monkeypatch):
+    monkeypatch.setattr("peft_helpers.hub.RETRIES", 0)
+    hub_server.faults["wikitext"] = lambda handler: handler.refuse(503)
+    with pytest.raises(ConnectionError, match=r"503 .* dataset Salesforce/wikitext\. .*`--lm_dataset_name bbc-news`"):
+        plan_language_modelling(replace(config, lm_dataset_name="auto"))
+
+
+def test_a_mirror_without_wikitext_gives_way_and_says_so(config, hub_server, monkeypatch, capsys):
+    monkeypatch.setattr("peft_helpers.hub.RETRIES", 0)
+    hub_server.faults["wikitext"] = lambda handler: handler.refuse(404)
+    assert plan_language_modelling(replace(config, lm_dataset_name="auto")).dataset_name == BBC_NEWS
+    assert "on bbc-news sports, since this Hub has no Salesforce/wikitext." in capsys.readouterr().out
 
 
 def test_a_model_that_is_no_language_model_gives_way(config, tmp_path, capsys):

@@ -15,6 +15,7 @@ from nbclient import NotebookClient
 
 from peft_helpers import describe_environment, keep_output_clean
 from peft_helpers.command_line import main
+from peft_helpers.notebook import Box
 
 NOTEBOOK = Path("LightweightFineTuning.ipynb")
 BUDGET = "--profile offline --max_train_rows 40 --max_eval_rows 20 --max_length 32 --num_train_epochs 1"
@@ -163,3 +164,11 @@ def test_the_environment_is_described(capsys):
     keep_output_clean()
     environment = describe_environment()
     assert {"python", "torch", "transformers", "peft", "device"} <= set(environment.index)
+
+
+def test_a_box_is_a_frame_in_a_notebook_and_a_line_elsewhere():
+    box = Box("Offline", "a <small> model")
+    assert repr(box) == "Offline: a <small> model"
+    frame = box._repr_html_()
+    assert frame.startswith("<table")
+    assert "Offline</h3><p>a &lt;small&gt; model</p>" in frame
