@@ -1,3 +1,4 @@
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -134,6 +135,12 @@ def test_where_it_does_not_work_the_reason_is_told(monkeypatch, config):
 def test_where_it_cannot_be_imported_the_reason_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes.nn", None)
     assert quantization_problem().startswith("bitsandbytes cannot quantise on this machine (ModuleNotFoundError: ")
+
+
+def test_its_note_on_an_optional_kernel_is_kept_off_the_output():
+    code = "import peft_helpers, logging; logging.getLogger('bitsandbytes.backends.cpu.ops').warning('Failed to load')"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stderr == ""
 
 
 def test_the_head_of_another_architecture_is_skipped_too():
