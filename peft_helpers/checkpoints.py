@@ -23,7 +23,7 @@ from peft_helpers.config import RunConfig
 _STREAMED_ROWS = 1000  # by which one stream is told from another
 # Arguments of the Trainer that decide on place, memory or output: a run may go on with others.
 _NOT_DECISIVE = {"output_dir", "per_device_eval_batch_size", "activation_checkpointing",
-                 "activation_checkpointing_kwargs", "gradient_checkpointing",  # the older name of the one before
+                 "activation_checkpointing_kwargs", "gradient_checkpointing", "gradient_checkpointing_kwargs",
                  "dataloader_pin_memory", "disable_tqdm"}  # fmt: skip
 
 

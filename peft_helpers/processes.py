@@ -15,6 +15,11 @@ from transformers import TrainingArguments
 # What the launchers tell each process of their number, as Accelerate reads it.
 _NUMBER_OF_PROCESSES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
+# The argument's name in transformers 5.23, and in the older ones that GPU images have.
+CHECKPOINTING = (
+    "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
+)
+
 
 class OneDeviceArguments(TrainingArguments):
     """The Trainer's arguments with one device for each process.

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from peft_helpers.checkpoints import checkpoint_parent
 from peft_helpers.config import RunConfig
+from peft_helpers.processes import CHECKPOINTING
 
 WORKSPACE_LIMIT = 10**9  # bytes beside the notebook, of the Udacity workspace
 # Bytes measured with transformers 5.23 and peft 0.21, rounded up: cards and configurations, the state of the run and
@@ -120,7 +121,7 @@ def _memory_settings(trainer: Trainer, training: bool) -> Iterator[str]:
             f"--per_device_train_batch_size {size} --gradient_accumulation_steps {steps} "
             f"(as many rows for each update as before: {size * steps})"
         )
-    if training and not args.activation_checkpointing:
+    if training and not getattr(args, CHECKPOINTING):
         yield "--activation_checkpointing (computes activations twice instead of keeping them)"
     if not getattr(trainer.model, "is_loaded_in_4bit", False):
         yield "--load_in_4bit (QLoRA: the frozen weights in 4 bits)"

@@ -27,7 +27,7 @@ from peft_helpers.checkpoints import find_checkpoint, make_checkpoint_folder, ru
 from peft_helpers.config import RunConfig
 from peft_helpers.metrics import compute_metrics_and_loss
 from peft_helpers.models import compute_dtype
-from peft_helpers.processes import OneDeviceArguments, process_state, report_idle_gpus
+from peft_helpers.processes import CHECKPOINTING, OneDeviceArguments, process_state, report_idle_gpus
 from peft_helpers.resources import check_space, explain_out_of_memory
 
 EVALUATIONS = 10  # a run: enough points for a curve and for early stopping
@@ -68,8 +68,10 @@ def training_arguments(config: RunConfig, output_dir: str) -> TrainingArguments:
         warmup_steps=0.06,  # of all steps
         per_device_train_batch_size=config.per_device_train_batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        activation_checkpointing=config.activation_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False},  # the reentrant one can lose LoRA's gradients
+        **{
+            CHECKPOINTING: config.activation_checkpointing,
+            f"{CHECKPOINTING}_kwargs": {"use_reentrant": False},  # the reentrant one can lose LoRA's gradients
+        },
         ddp_find_unused_parameters=False,  # with several processes: every weight that is trained has a gradient
         # A stream is read by each process, which takes its share.
         accelerator_config={"dispatch_batches": False} if config.streaming else None,

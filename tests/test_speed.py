@@ -17,6 +17,7 @@ from transformers import (
 from transformers.activations import NewGELUActivation
 
 from peft_helpers import speed, speed_up, turn_off_dropout
+from peft_helpers.processes import CHECKPOINTING
 
 PAD = 0
 TINY = {"vocab_size": 60, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
@@ -112,7 +113,7 @@ def test_embeddings_in_place_of_ids_are_read_as_by_the_plain_model():
 def test_activations_that_are_computed_again_are_the_same():
     plain, fast = make(TINY), make(TINY)
     speed_up(fast)
-    fast.activation_checkpointing_enable({"use_reentrant": False})
+    getattr(fast, f"{CHECKPOINTING}_enable")({"use_reentrant": False})
     for model in (plain, fast):
         model.train()(**batch()).loss.backward()
     for (name, expected), (_, found) in zip(plain.named_parameters(), fast.named_parameters(), strict=True):
@@ -123,7 +124,7 @@ def test_activations_that_are_computed_again_are_the_same():
 def test_gradients_may_be_computed_in_another_thread():
     model = make(TINY)
     speed_up(model)
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    getattr(model, f"{CHECKPOINTING}_enable")({"use_reentrant": False})
     loss = model.train()(**batch()).loss
     with ThreadPoolExecutor(1) as pool:  # as autograd does on a GPU
         pool.submit(loss.backward).result()
