@@ -8,7 +8,7 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
-from peft_helpers.submission.cells import Cell, find, follow, read_cells
+from peft_helpers.submission.cells import Cell, Statement, read_cells
 
 LIST = tomllib.loads(Path(__file__).with_name("requirements.toml").read_text(encoding="utf-8"))
 CALLS = {name: entry["call"] for name, entry in LIST.items() if "call" in entry}
@@ -21,15 +21,15 @@ class Checklist(list):
     """Rows of requirement, answer, cells, what to do, and whether it refuses a zip; what to do first is shown first."""
 
     def __init__(self, cells: list[Cell]):
-        self.cells, self.code = cells, {name: find(cells, call) for name, call in CALLS.items()}
-        self.defined = {name: find(cells, call, True) for name, call in CALLS.items()}
+        self.cells, statements = cells, [each for cell in cells for each in cell.statements if not each.is_definition]
+        self.code = {name: [each for each in statements if re.search(call, each.code)] for name, call in CALLS.items()}
         modules = SAYS["elsewhere"].findall("\n".join(cell.source for cell in cells))
         self.elsewhere = ", ".join(sorted({one or other for one, other in modules}))
 
     def __repr__(self):
         rows = sorted(self, key=lambda row: (not row.refuses, row.answer == FOUND))
-        rows = [(row, f" (cell {', '.join(map(str, row.cells))})" if row.cells else "") for row in rows]
-        return "\n".join(f"{row.answer:<17}  {row.requirement}{where}: {row.to_do}".rstrip(": ") for row, where in rows)
+        names = [f"{row.requirement}{', cell ' * bool(row.cells)}{str(row.cells)[1:-1]}" for row in rows]
+        return "\n".join(f"{rows[n].answer:<17}  {name}: {rows[n].to_do}".rstrip(": ") for n, name in enumerate(names))
 
     def judge(self, name: str, good: object, wrong: object = (), unsure: object = (), advice: str = "") -> None:
         """Add the row of what meets a requirement, or surely does not, or perhaps does."""
@@ -41,48 +41,58 @@ class Checklist(list):
         needed = {"any": not wrong, "all": True}.get(LIST[name].get("needed"), False)
         self.append(Row(LIST[name]["requirement"], answer, cells, to_do, answer == MISSING and needed))
 
-    def follow(self, load: str, act: str, **end: object) -> list:
-        """Return the statements that act on a model that was loaded, or use results of it."""
-        return follow(self.code["any"], CALLS[load], CALLS[act], **end)
+    def follow(self, load: str, act: str, start: object = None, end: object = None) -> list[Statement]:
+        """Return what does ``act`` with a model that ``load`` gives or changes, or uses the results of that."""
+        models, results, found = set(), set(), []
+        for each in [each for each in self.code["any"] if load == "loaded" or each not in self.code["loaded"]]:
+            is_open = (not start or each > start) and (not end or each < end)
+            loaded, mine = is_open and re.search(CALLS[load], each.code), models & each.used if is_open else set()
+            acts = re.search(CALLS[act].replace("<model>", "|".join(mine) or "<"), each.code)
+            if results & each.used or (acts and (mine or loaded)):
+                found.append(each)
+                results |= each.changed - models
+            elif loaded or mine:
+                models |= each.changed | set(filter(None, loaded.groups() if loaded else []))
+        return found
 
-    def check_code(self, config: dict) -> None:
-        """Look for the steps of the project in the code."""
-        code, defined, configurations = self.code, self.defined, self.code["configuration"]
+    def check_code(self, config: dict, outputs: bool) -> None:
+        """Look for the steps of the project in the code, and whether the training was run."""
+        code = self.code
         for name in ("classifier", "dataset", "tokenizer", "configuration", "peft_model"):
-            self.judge(name, code[name], code["model"] if name == "classifier" else [], defined[name])
+            self.judge(name, code[name], code["model"] if name == "classifier" else [])
         trained = self.follow("peft_model", "training") if code["peft_model"] else code["training"]
-        complete = {cell.number for cell in self.cells if cell.was_run and not cell.has_error}
-        ended = [each for each in trained if each.cell in complete]
+        complete = {cell.number for cell in self.cells if not outputs or (cell.was_run and not cell.has_error)}
         seen = [cell.number for cell in self.cells if SAYS["trained"].search(cell.text)]
-        self.judge("training", ended, [] if trained else code["training"], trained or defined["training"] or seen)
+        wrong = [] if trained else code["training"]
+        self.judge("training", [each for each in trained if each.cell in complete], wrong, trained or seen)
         start, merged = (trained or code["training"])[:1], self.follow("whole", "saved")
         saved = [each for each in code["saved"] if [each] >= start and each not in merged]
-        self.judge("saved", saved, code["saved"] + code["whole"], defined["saved"] or code["loaded"])
+        self.judge("saved", saved, code["saved"] + code["whole"], code["loaded"])
         is_other = code["classifier"] and "SequenceClassification" not in str(config.get("auto_mapping"))
         loaded = [each for each in code["loaded"] if [each] >= start and not (is_other and "ForCausalLM" in each.code)]
         later = [each for each in code["model"] if saved and each > saved[0]]
-        self.judge("loaded", loaded, [] if saved else code["whole"], code["loaded"] or defined["loaded"] or later)
-        made = {call for each in configurations for call in re.findall(f"(?:{CALLS['configuration']}).*", each.code)}
-        several = len(made) > 1 or any(SAYS["repeated"].search(each.code) for each in configurations)
-        self.judge("several", configurations if several else [], True)
+        self.judge("loaded", loaded, [] if saved else code["whole"], code["loaded"] or later)
+        made = {call for each in code["configuration"] for call in re.findall(f"{CALLS['configuration']}.*", each.code)}
+        self.judge("several", code["configuration"] if len(made) > 1 else code["several"], True)
         self.judge("quantized", code["quantized"], True)
 
-    def check_run(self, names: list[str]) -> None:
+    def check_run(self) -> None:
         """Look for cells that were not run, or not in order, or that failed; those that make this check are exempt."""
-        cells = [cell for cell in self.cells if cell.statements and not find([cell], CALLS["check"])]
+        checking = {each.cell for each in self.code["check"]}
+        cells = [cell for cell in self.cells if cell.statements and cell.number not in checking]
         counted = pairwise(cell for cell in cells if cell.count)
-        wrong = {"order": [cell.number for last, cell in counted if cell.count <= last.count]}
-        wrong["run"] = [cell.number for cell in cells if not cell.was_run]
+        wrong = {"run": [cell.number for cell in cells if not cell.was_run]}
+        wrong["order"] = [cell.number for last, cell in counted if cell.count <= last.count]
         wrong["errors"] = [cell.number for cell in cells if cell.has_error]
-        for name in names:
-            self.judge(name, not wrong[name], wrong[name])
+        for name, numbers in wrong.items():
+            self.judge(name, not numbers, numbers)
 
     def check_results(self) -> None:
         """Look for metrics of the untuned and of the loaded model in the outputs, and for a comparison."""
         shown, start = {cell.number: find_metrics(cell) for cell in self.cells}, (self.code["training"] or [None])[0]
         model, loaded = "classifier" if self.code["classifier"] else "model", self.code["loaded"]
-        fresh = [each for each in self.code["any"] if start and each > self.code["training"][-1] and each not in loaded]
-        base = self.follow(model, "measuring", end=start) + follow(fresh, CALLS[model], CALLS["measuring"])
+        base = self.follow(model, "measuring", end=start)
+        base += self.follow(model, "measuring", start=self.code["training"][-1]) if start else []
         tuned = self.follow("loaded", "measuring")
         before, after, measured = ([x for x in each if shown[x.cell]] for each in (base, tuned, self.code["measuring"]))
         early = [each for each in measured if not start or each < start]
@@ -97,27 +107,26 @@ class Checklist(list):
         self.judge("compared", compared, [], charts or (before and same and before + same))
 
 
-def check_submission(notebook: str | Path, adapter_dir: str | Path, executed: list[str] | None = None) -> Checklist:
+def check_submission(notebook: str | Path, adapter_dir: str | Path, outputs: bool = True) -> Checklist:
     """Go through the reviewer's list for a notebook, as it was last saved, and for the folder of its adapter.
 
-    In a running kernel give ``executed``, the sources that it has run (``In``): outputs are then not looked at.
+    Without ``outputs``, only code and adapter count: while a notebook runs, its file has those of an earlier run.
     FileNotFoundError is raised if there is no such notebook, ValueError if the file is not a notebook.
     """
     notebook, folder, (config, weights) = Path(notebook), Path(adapter_dir), read_adapter(Path(adapter_dir))
-    rows = Checklist(read_cells(notebook, executed))
-    rows.check_code(config)
-    rows.check_run(["run", "order", "errors"] if executed is None else ["run"])
-    if executed is None:
+    rows = Checklist(read_cells(notebook))
+    rows.check_code(config, outputs)
+    if outputs:
+        rows.check_run()
         rows.check_results()
         late = weights and notebook.stat().st_mtime + 2 < weights.stat().st_mtime  # seconds: copies differ a little
         rows.judge("newer", not late, [], late)
-    names = sorted(path.name for path in folder.glob("*"))
-    there = f"; {folder} has {', '.join(names[:5]) or 'nothing'}"
     place = f"copy {folder} beside {notebook.name}" if folder.resolve().parent != notebook.resolve().parent else ""
-    place = "this is a checkpoint of the Trainer; better save the model" if "trainer_state.json" in names else place
-    rows.judge("config", config, not config, advice=place if config else there)
-    old = "save it again as safetensors, with a newer peft" if weights and weights.suffix == ".bin" else ""
-    rows.judge("weights", weights, not weights, advice=old if weights else there)
+    place = "this is a checkpoint; better save the model" if (folder / "trainer_state.json").is_file() else place
+    place = "save it as safetensors, with a newer peft" if weights and weights.suffix == ".bin" else place
+    names = ", ".join(sorted(path.name for path in folder.glob("*"))[:5])
+    whole = config and weights
+    rows.judge("adapter", whole, not whole, advice=place if whole else f"; {folder} has {names or 'nothing'}")
     if config:
         head = config.get("task_type") or config.get("modules_to_save")
         rows.judge("head", head, not head)
@@ -131,17 +140,16 @@ def find_metrics(cell: Cell) -> set[str]:
     names = {name for line in shown for name in SAYS["metric"].findall(line)}
     if not names and SAYS["lone"].search(SAYS["other"].sub("", cell.text)):
         names = set(SAYS["metric"].findall("\n".join(each.code for each in cell.statements)))
-    return {"accuracy" if name.lower().startswith("acc") else name.lower() for name in names}
+    return {name.lower()[:3] for name in names}  # acc is accuracy
 
 
 def compares(cell: Cell, metrics: set[str]) -> bool:
     """Tell whether results of both models stand in a cell, or a sentence says how they differ."""
-    texts = [cell.text, "\n".join(each.code for each in cell.statements if SAYS["printed"].search(each.code))]
-    both = [t for t in texts if SAYS["before"].search(t) and SAYS["after"].search(SAYS["before"].sub("", t))]
-    if both and len(SAYS["number"].findall(cell.text)) > 1 and (metrics or SAYS["metric"].search(cell.text)):
-        return True
+    text = "\n".join([cell.text, *(each.code for each in cell.statements if SAYS["printed"].search(each.code))])
+    both = SAYS["before"].search(text) and SAYS["after"].search(SAYS["before"].sub("", text))
+    both = both and SAYS["metric"].search(text) and len(SAYS["number"].findall(cell.text)) > 1
     sentences = [part for part in re.split(r"(?<=[.!?])\s|\n", cell.text) if not SAYS["planned"].search(part)]
-    return any(SAYS["change"].search(part) for part in sentences) and bool(metrics or not cell.statements)
+    return bool((metrics or not cell.statements) and (both or any(map(SAYS["change"].search, sentences))))
 
 
 def read_adapter(folder: Path) -> tuple[dict, Path | None]:

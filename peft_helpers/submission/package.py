@@ -14,10 +14,8 @@ def package_submission(
 ) -> Path:
     """Write the notebook and what loads its adapter to a zip, by default beside the notebook; return its path.
 
-    Raises:
-        FileNotFoundError: there is no such notebook, or no folder to write the zip to.
-        FileExistsError: ``zip_path`` is a file that this function has not written.
-        ValueError: there are no weights, or, unless ``allow_incomplete``, something else that is needed is missing.
+    A FileNotFoundError says that there is no such notebook or no folder for the zip, a FileExistsError that the zip's
+    path is another file, a ValueError that there are no weights or, unless ``allow_incomplete``, what else is missing.
     """
     notebook, folder = Path(notebook), Path(adapter_dir).resolve()
     path, weights = Path(zip_path or notebook.with_suffix(".zip")), read_adapter(folder)[1]
@@ -26,11 +24,7 @@ def package_submission(
         raise ValueError(f"No zip was written. Missing: {'; '.join(missing)}.")
     if path.exists() and not (is_zipfile(path) and ZipFile(path).comment == COMMENT):
         raise FileExistsError(f"{str(path)!r} is not an earlier zip of a submission. Choose another zip_path.")
-    files = [
-        file
-        for file in sorted(folder.glob("[!.]*"))
-        if file == weights or file.suffix in KINDS and file.stem != "trainer_state"
-    ]
+    files = [weights, *(file for file in sorted(folder.glob("[!.]*")) if file.suffix in KINDS)]
     part = path.with_name(f".{path.name}.part")  # a failure leaves an earlier zip as it was
     try:
         with ZipFile(part, "w", ZIP_DEFLATED, strict_timestamps=False) as archive:

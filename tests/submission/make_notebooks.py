@@ -48,7 +48,8 @@ COMPLETE = {
     "training heading": ("", "## Training\nTODO: train, then compare the results to those from prior to fine-tuning."),
     "training": (
         "lora_trainer = Trainer(model=lora_model, args=TrainingArguments('out', num_train_epochs=1),\n"
-        "                       train_dataset=tokenized['train'], compute_metrics=compute_metrics)\nlora_trainer.train()",
+        "                       train_dataset=tokenized['train'], compute_metrics=compute_metrics)\n"
+        "lora_trainer.train()",
         "TrainOutput(global_step=50, training_loss=0.4, metrics={'train_runtime': 60.0, 'epoch': 1.0})",
     ),
     "save": ("lora_model.save_pretrained('gpt-lora')", ""),

@@ -47,7 +47,6 @@ def test_only_what_loads_the_adapter_is_taken(notebook, adapter, tmp_path):
         "adapter_model.bin",
         "model.safetensors",
         "optimizer.pt",
-        "trainer_state.json",
         ".x.json",
     ]
     for name in others:
@@ -86,7 +85,9 @@ def test_what_is_surely_missing_refuses_the_zip(adapter, tmp_path):
 @pytest.mark.reliability("bad input")
 def test_no_zip_is_ever_made_without_weights(notebook, adapter, tmp_path):
     (adapter / "adapter_model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"it has the adapter's weights, whole: call save_pretrained"):
+    with pytest.raises(
+        ValueError, match=r"the folder has the adapter's configuration and its weights: call save_pretrained"
+    ):
         package_submission(notebook, adapter, allow_incomplete=True)
     assert not (tmp_path / "n.zip").exists()
 
