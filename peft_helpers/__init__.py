@@ -50,7 +50,8 @@ _NAMES = {
     "resources": "check_space estimate_adapter estimate_checkpoint explain_out_of_memory",
     "significance": "accuracy_interval compare_paired f1_interval mcnemar_p_value",
     "speed": "speed_up",
-    "submission": "check_submission package_submission",
+    "submission.checklist": "check_submission",
+    "submission.package": "package_submission",
     "tokenization": "encode_texts set_padding tokenize_dataset tokenize_passages",
     "training": "evaluation_arguments guard_training make_trainer training_arguments",
 }

@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
-
-from peft_helpers.config import RunConfigParser, parse_run_config
+from zipfile import ZipFile
 
 PROGRAM = "python -m peft_helpers"
 BATCH = 64  # texts that predict classifies at a time
@@ -73,6 +72,8 @@ def _overview() -> str:
 
 
 def _run_config_help(verb: str) -> str:
+    from peft_helpers.config import RunConfigParser
+
     notes = "The profile, the model and the data set change some of these defaults; an option that is given wins."
     parser = RunConfigParser(prog=f"{PROGRAM} {verb}", description=VERBS[verb].__doc__, epilog=notes)
     return parser.format_help()
@@ -83,6 +84,8 @@ def _parse_run_config(verb: str, words: list[str], **defaults):
     if {"-h", "--help"} & set(words):
         print(_run_config_help(verb))
         return None
+    from peft_helpers.config import parse_run_config
+
     if "RANK" not in os.environ:  # no launcher: one process, and nothing to import yet
         return parse_run_config(words, **defaults)
     from accelerate.utils import broadcast_object_list
@@ -232,15 +235,13 @@ def compare(words: list[str]) -> int | None:
 
 
 def check(words: list[str]) -> int:
-    """Go through the reviewer's list for notebook and adapter; the exit status is 1 if something is missing."""
+    """Go through the reviewer's list; the exit status is 1 if something is surely missing."""
     options = _hand_in_parser("check").parse_args(words)
-    from peft_helpers.submission import check_submission
+    from peft_helpers.submission.checklist import check_submission
 
-    table = check_submission(options.notebook, options.adapter_dir)
-    for row in table.itertuples():
-        mark = "found" if row.found else "MISSING" if row.required else "optional"
-        print(f"{mark:<9} {row.requirement}" + ("" if row.found else f": {row.to_do}"))
-    return int((table["required"] & ~table["found"]).any())
+    checklist = check_submission(options.notebook, options.adapter_dir)
+    print(checklist)
+    return int(any(row.refuses for row in checklist))
 
 
 def package(words: list[str]) -> None:
@@ -249,9 +250,12 @@ def package(words: list[str]) -> None:
     parser.add_argument("--zip_path", type=Path, help="zip to write (default: beside the notebook and by its name)")
     parser.add_argument("--allow_incomplete", action="store_true", help="write it even if something is missing")
     options = parser.parse_intermixed_args(words)
-    from peft_helpers.submission import package_submission
+    from peft_helpers.submission.checklist import check_submission
+    from peft_helpers.submission.package import package_submission
 
-    print(package_submission(**vars(options)).to_string(index=False))
+    path = package_submission(**vars(options))
+    print(check_submission(options.notebook, options.adapter_dir))
+    print(f"\n{path} has {', '.join(ZipFile(path).namelist())}")
 
 
 def _hand_in_parser(verb: str) -> _Parser:

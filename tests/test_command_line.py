@@ -173,11 +173,18 @@ def test_a_method_that_fails_is_told_by_the_exit_status(options, run, tmp_path, 
     assert "head-only, seed 42, failed: RuntimeError: no such luck" in output
 
 
-def test_check_tells_what_is_missing(trained, run):
-    status, output, _ = run("check", NOTEBOOK, trained[0])
+def test_check_tells_what_is_missing_with_its_cells(trained, run, tmp_path):
+    status, output, _ = run("check", NOTEBOOK, tmp_path)
     assert status == 1
-    assert re.search(r"^found +it holds adapter_config.json$", output, re.MULTILINE)
-    assert re.search(r"^MISSING +the adapter has a folder of its own beside the notebook: save", output, re.MULTILINE)
+    assert output.startswith(
+        "missing            the folder has the adapter's configuration and its weights: call save_"
+    )
+    assert re.search(r"^found +a PEFT configuration is made, cell \d+, ", output, re.MULTILINE)
+    status, output, _ = run("check", NOTEBOOK, trained[0])
+    assert status == 0
+    assert re.search(
+        r"^found +the folder has the adapter's .*: copy .* beside LightweightFineTuning.ipynb$", output, re.M
+    )
 
 
 def test_package_writes_the_zip_that_was_named(trained, run, tmp_path):
@@ -231,7 +238,7 @@ def test_each_verb_has_help(verb, run):
         (["predict", "{adapter}", "good", "--output_file", "{reviews}"], "which exists; name a new file."),
         (["predict", "{empty}", "good"], "Expected the file run_config.json in the adapter's folder"),
         (["check", "missing.ipynb"], "there is no file 'missing.ipynb'"),
-        (["package", NOTEBOOK, "{adapter}"], "The hand-in is incomplete. Missing: "),
+        (["package", NOTEBOOK, "{empty}"], "No zip was written. Missing: the folder has the adapter's configuration"),
     ],
 )
 @pytest.mark.reliability("bad input")

@@ -1,0 +1,37 @@
+"""Notebook and adapter in one zip."""
+
+from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile, is_zipfile
+
+from peft_helpers.submission.checklist import check_submission, read_adapter
+
+COMMENT = b"A submission packed by peft_helpers"
+KINDS = {".json", ".md", ".txt", ".model", ".jinja"}  # what an adapter is saved with, beside its weights
+
+
+def package_submission(
+    notebook: str | Path, adapter_dir: str | Path, zip_path: str | Path | None = None, allow_incomplete: bool = False
+) -> Path:
+    """Write the notebook and what loads its adapter to a zip, by default beside the notebook; return its path.
+
+    A FileNotFoundError says that there is no such notebook or no folder for the zip, a FileExistsError that the zip's
+    path is another file, a ValueError that there are no weights or, unless ``allow_incomplete``, what else is missing.
+    """
+    notebook, folder = Path(notebook), Path(adapter_dir).resolve()
+    path, weights = Path(zip_path or notebook.with_suffix(".zip")), read_adapter(folder)[1]
+    missing = [f"{row.requirement}: {row.to_do}" for row in check_submission(notebook, folder) if row.refuses]
+    if (missing and not allow_incomplete) or not weights:
+        raise ValueError(f"No zip was written. Missing: {'; '.join(missing)}.")
+    if path.exists() and not (is_zipfile(path) and ZipFile(path).comment == COMMENT):
+        raise FileExistsError(f"{str(path)!r} is not an earlier zip of a submission. Choose another zip_path.")
+    files = [weights, *(file for file in sorted(folder.glob("[!.]*")) if file.suffix in KINDS)]
+    part = path.with_name(f".{path.name}.part")  # a failure leaves an earlier zip as it was
+    try:
+        with ZipFile(part, "w", ZIP_DEFLATED, strict_timestamps=False) as archive:
+            archive.comment = COMMENT
+            archive.write(notebook, notebook.name)
+            for file in [file for file in files if file.is_file() and not file.is_symlink()]:
+                archive.write(file, f"{folder.name}/{file.name}")
+        return part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
