@@ -62,9 +62,18 @@ def _read(cell: int, node: ast.stmt, functions: dict[str, Statement]) -> Stateme
     used = {name.id for name in names if isinstance(name.ctx, ast.Load)}
     stored = {name.id for name in names if isinstance(name.ctx, ast.Store)}
     changed = stored | set(re.findall(r"(?m)^ *(\w+)[.[]", code))  # metric.add_batch(...), trainer.model = ...
-    for function in [functions[name] for name in sorted(used & functions.keys())]:
+    methods = {f".{part.attr}" for part in parts if isinstance(part, ast.Attribute)}
+    for function in [functions[name] for name in [*sorted(used), *sorted(methods)] if name in functions]:
         code, used = f"{code}\n{function.code}", used | function.used
     if is_definition:
         used -= stored | {part.arg for part in parts if isinstance(part, ast.arg)}
-        functions[node.name] = Statement(cell, node.lineno, code, used, changed, True)
-    return Statement(cell, node.lineno, code, used, changed, is_definition)
+    statement = Statement(cell, node.lineno, code, used, changed, is_definition)
+    if isinstance(node, ast.ClassDef):  # its name stands for making an instance, its methods for themselves
+        for method in [part for part in node.body if hasattr(part, "name")]:
+            name = node.name if method.name == "__init__" else f".{method.name}"
+            functions[name] = statement._replace(code=ast.unparse(method), used=set())
+    elif is_definition:
+        functions[node.name] = statement
+    for name in [] if is_definition else stored & functions.keys():
+        del functions[name]  # it is a variable now
+    return statement

@@ -209,6 +209,31 @@ GOOD = {
     },
     "LoftQ within LoRA": {
         "configuration": ("config = LoraConfig(task_type='SEQ_CLS', loftq_config=LoftQConfig(4))", "")},
+    "a class for training and measuring": {
+        "metric": ("class Runner:\n    def __init__(self, model):\n"
+                   "        self.trainer = Trainer(model=model, compute_metrics=compute_metrics)\n"
+                   "    def fit(self):\n        self.trainer.train()\n"
+                   "    def score(self):\n        return self.trainer.evaluate()", ""),
+        "untuned": ("first = Runner(model)\nfirst.score()", "{'eval_accuracy': 0.51}"),
+        "training": ("second = Runner(lora_model)\nsecond.fit()", ""),
+        "tuned": ("Runner(loaded_model).score()", "{'eval_accuracy': 0.89}"),
+    },
+    "a variable with the name of a function": {
+        "imports": ("def train(m):\n    trainer = Trainer(model=m)\n    trainer.train()", ""),
+        "tokenizer": (COMPLETE["tokenizer"][0] + "\ntrain = tokenized['train']\nlen(train)", "100"),
+    },
+    "loops with a metric of evaluate": {
+        name: ("metric = evaluate.load('accuracy')\nfor batch in loader:\n    with torch.no_grad():\n"
+               f"        logits = {model}(**batch).logits\n"
+               "    metric.add_batch(predictions=logits.argmax(-1), references=batch['labels'])\n"
+               "metric.compute()", f"{{'accuracy': {shown}}}")
+        for name, model, shown in (("untuned", "model", 0.5), ("tuned", "loaded_model", 0.9))
+    },
+    "pipelines": {
+        name: (f"pipe = pipeline('text-classification', model={model}, tokenizer=tokenizer)\n"
+               "guesses = [guess['label'] for guess in pipe(texts)]\nprint(accuracy_score(labels, guesses))", shown)
+        for name, model, shown in (("untuned", "model", "0.5"), ("tuned", "loaded_model", "0.9"))
+    },
     "comments and strings beside code": {
         "untuned": (f"# trainer.train()\n'''trainer.train()'''\n{COMPLETE['untuned'][0]}", COMPLETE["untuned"][1]),
     },
