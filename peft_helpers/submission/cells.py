@@ -33,9 +33,14 @@ def read_cells(notebook: Path) -> list[Cell]:
     """Return the cells of a notebook as it was last saved; a file that is no notebook is a ValueError."""
     try:
         functions, cells = {}, json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-        return [Cell(number, raw, functions) for number, raw in enumerate(cells, 1)]
+        cells = [Cell(number, raw, functions) for number, raw in enumerate(cells, 1)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{str(notebook)!r} is not a valid notebook ({error!r}). Save it again.") from error
+    if not any(cell.count for cell in cells):  # counts that were stripped do not tell, outputs do
+        was_run = any(cell.was_run for cell in cells)
+        for cell in cells:
+            cell.was_run = was_run
+    return cells
 
 
 def _shown(output: dict) -> str:
