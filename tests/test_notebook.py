@@ -55,6 +55,7 @@ def test_every_cell_runs_and_the_asserts_hold(executed):
         (difference,) = re.findall(rf"{what}: (\S+)", text)
         assert float(difference) < 1e-3  # 0.0 where the same path computes; the cells assert the rounding's bound
     assert re.search(r"[1-9]\d* of \d+ trainable tensors changed\n0 of \d+ frozen tensors changed", text)
+    assert re.search(r"Complete so far: (\d+) of \1 requirements .*\nNext: save this notebook, then run ", text)
 
 
 def test_the_run_leaves_an_adapter_that_is_complete_and_small(executed):

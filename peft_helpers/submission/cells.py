@@ -33,9 +33,14 @@ def read_cells(notebook: Path) -> list[Cell]:
     """Return the cells of a notebook as it was last saved; a file that is no notebook is a ValueError."""
     try:
         functions, cells = {}, json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-        return [Cell(number, raw, functions) for number, raw in enumerate(cells, 1)]
+        cells = [Cell(number, raw, functions) for number, raw in enumerate(cells, 1)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{str(notebook)!r} is not a valid notebook ({error!r}). Save it again.") from error
+    if not any(cell.count for cell in cells):  # counts that were stripped do not tell, outputs do
+        was_run = any(cell.was_run for cell in cells)
+        for cell in cells:
+            cell.was_run = was_run
+    return cells
 
 
 def _shown(output: dict) -> str:
@@ -62,9 +67,18 @@ def _read(cell: int, node: ast.stmt, functions: dict[str, Statement]) -> Stateme
     used = {name.id for name in names if isinstance(name.ctx, ast.Load)}
     stored = {name.id for name in names if isinstance(name.ctx, ast.Store)}
     changed = stored | set(re.findall(r"(?m)^ *(\w+)[.[]", code))  # metric.add_batch(...), trainer.model = ...
-    for function in [functions[name] for name in sorted(used & functions.keys())]:
+    methods = {f".{part.attr}" for part in parts if isinstance(part, ast.Attribute)}
+    for function in [functions[name] for name in [*sorted(used), *sorted(methods)] if name in functions]:
         code, used = f"{code}\n{function.code}", used | function.used
     if is_definition:
         used -= stored | {part.arg for part in parts if isinstance(part, ast.arg)}
-        functions[node.name] = Statement(cell, node.lineno, code, used, changed, True)
-    return Statement(cell, node.lineno, code, used, changed, is_definition)
+    statement = Statement(cell, node.lineno, code, used, changed, is_definition)
+    if isinstance(node, ast.ClassDef):  # its name stands for making an instance, its methods for themselves
+        for method in [part for part in node.body if hasattr(part, "name")]:
+            name = node.name if method.name == "__init__" else f".{method.name}"
+            functions[name] = statement._replace(code=ast.unparse(method), used=set())
+    elif is_definition:
+        functions[node.name] = statement
+    for name in [] if is_definition else stored & functions.keys():
+        del functions[name]  # it is a variable now
+    return statement

@@ -44,8 +44,10 @@ class Checklist(list):
     def follow(self, load: str, act: str, start: object = None, end: object = None) -> list[Statement]:
         """Return what does ``act`` with a model that ``load`` gives or changes, or uses the results of that."""
         models, results, found = set(), set(), []
-        for each in [each for each in self.code["any"] if load == "loaded" or each not in self.code["loaded"]]:
+        for each in self.code["any"]:
             is_open = (not start or each > start) and (not end or each < end)
+            if load in ("classifier", "model") and each in self.code["loaded"]:
+                continue  # the adapter changes the model
             loaded, mine = is_open and re.search(CALLS[load], each.code), models & each.used if is_open else set()
             acts = re.search(CALLS[act].replace("<model>", "|".join(mine) or "<"), each.code)
             if results & each.used or (acts and (mine or loaded)):
@@ -80,12 +82,12 @@ class Checklist(list):
         """Look for cells that were not run, or not in order, or that failed; those that make this check are exempt."""
         checking = {each.cell for each in self.code["check"]}
         cells = [cell for cell in self.cells if cell.statements and cell.number not in checking]
-        counted = pairwise(cell for cell in cells if cell.count)
+        counted = [cell for cell in cells if cell.count]
         wrong = {"run": [cell.number for cell in cells if not cell.was_run]}
-        wrong["order"] = [cell.number for last, cell in counted if cell.count <= last.count]
+        wrong["order"] = [cell.number for last, cell in pairwise(counted) if cell.count <= last.count]
         wrong["errors"] = [cell.number for cell in cells if cell.has_error]
         for name, numbers in wrong.items():
-            self.judge(name, not numbers, numbers)
+            self.judge(name, not numbers and (name != "order" or bool(counted)), numbers, True)
 
     def check_results(self) -> None:
         """Look for metrics of the untuned and of the loaded model in the outputs, and for a comparison."""
@@ -95,7 +97,7 @@ class Checklist(list):
         base += self.follow(model, "measuring", start=self.code["training"][-1]) if start else []
         tuned = self.follow("loaded", "measuring")
         before, after, measured = ([x for x in each if shown[x.cell]] for each in (base, tuned, self.code["measuring"]))
-        early = [each for each in measured if not start or each < start]
+        early = [each for each in measured if not start or each < start or each in self.code[model] + self.code["off"]]
         self.judge("untuned", before, [] if base or early else measured, base or early)
         names = set().union(*(shown[each.cell] for each in before))
         same = [each for each in after if not names or shown[each.cell] & names]

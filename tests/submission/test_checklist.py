@@ -181,12 +181,6 @@ GOOD = {
                        "print(f\"PEFT accuracy: {peft_results['eval_accuracy']}\")",
                        "Pre-trained accuracy: 0.51\nPEFT accuracy: 0.89"),
     },
-    "counts stripped": {name: (*cell, None) for name, cell in COMPLETE.items()
-                        if cell[0] and cell[1]} | {
-        "imports": (COMPLETE["imports"][0], " ", None), "data": (COMPLETE["data"][0], " ", None),
-        "tokenizer": (COMPLETE["tokenizer"][0], " ", None), "model": (COMPLETE["model"][0], " ", None),
-        "metric": (COMPLETE["metric"][0], " ", None), "configuration": (COMPLETE["configuration"][0], " ", None),
-        "save": (COMPLETE["save"][0], " ", None), "reload": (COMPLETE["reload"][0], " ", None)},
     "magics, Colab, Drive and warnings": {
         "imports": ("%%capture\n!pip install -U peft \\\n    datasets\n%load_ext autoreload\n"
                     "if True:\n    !nvidia-smi\n"
@@ -209,6 +203,31 @@ GOOD = {
     },
     "LoftQ within LoRA": {
         "configuration": ("config = LoraConfig(task_type='SEQ_CLS', loftq_config=LoftQConfig(4))", "")},
+    "a class for training and measuring": {
+        "metric": ("class Runner:\n    def __init__(self, model):\n"
+                   "        self.trainer = Trainer(model=model, compute_metrics=compute_metrics)\n"
+                   "    def fit(self):\n        self.trainer.train()\n"
+                   "    def score(self):\n        return self.trainer.evaluate()", ""),
+        "untuned": ("first = Runner(model)\nfirst.score()", "{'eval_accuracy': 0.51}"),
+        "training": ("second = Runner(lora_model)\nsecond.fit()", ""),
+        "tuned": ("Runner(loaded_model).score()", "{'eval_accuracy': 0.89}"),
+    },
+    "a variable with the name of a function": {
+        "imports": ("def train(m):\n    trainer = Trainer(model=m)\n    trainer.train()", ""),
+        "tokenizer": (COMPLETE["tokenizer"][0] + "\ntrain = tokenized['train']\nlen(train)", "100"),
+    },
+    "loops with a metric of evaluate": {
+        name: ("metric = evaluate.load('accuracy')\nfor batch in loader:\n    with torch.no_grad():\n"
+               f"        logits = {model}(**batch).logits\n"
+               "    metric.add_batch(predictions=logits.argmax(-1), references=batch['labels'])\n"
+               "metric.compute()", f"{{'accuracy': {shown}}}")
+        for name, model, shown in (("untuned", "model", 0.5), ("tuned", "loaded_model", 0.9))
+    },
+    "pipelines": {
+        name: (f"pipe = pipeline('text-classification', model={model}, tokenizer=tokenizer)\n"
+               "guesses = [guess['label'] for guess in pipe(texts)]\nprint(accuracy_score(labels, guesses))", shown)
+        for name, model, shown in (("untuned", "model", "0.5"), ("tuned", "loaded_model", "0.9"))
+    },
     "comments and strings beside code": {
         "untuned": (f"# trainer.train()\n'''trainer.train()'''\n{COMPLETE['untuned'][0]}", COMPLETE["untuned"][1]),
     },
@@ -344,6 +363,21 @@ UNSURE = {
     "plans only": ({"comparison": ("", "Next I would try a different learning rate: accuracy could improve by 5 %.")},
                    {COMPARED: ["untuned", "tuned"]}, "say which is better"),
     "no comparison": ({"comparison": None}, {COMPARED: ["untuned", "tuned"]}, "side by side"),
+    "one function for everything": (
+        {"training": (
+            "def main():\n    model = AutoModelForSequenceClassification.from_pretrained('gpt2')\n"
+            "    print('before', Trainer(model).evaluate())\n    lora_model = get_peft_model(model, config)\n"
+            "    trainer = Trainer(lora_model)\n    trainer.train()\n    lora_model.save_pretrained('gpt-lora')\n"
+            "    loaded = AutoPeftModelForSequenceClassification.from_pretrained('gpt-lora')\n"
+            "    print('after', Trainer(loaded).evaluate())\nmain()",
+            "before {'eval_accuracy': 0.51}\nafter {'eval_accuracy': 0.89}"),
+         "untuned": None, "save": None, "reload": None, "tuned": None, "comparison": None},
+        {UNTUNED: ["training"]}, "before training"),
+    "the adapter is switched off for the baseline": (
+        {"untuned": None,
+         "tuned": (TUNED_CODE + "\nwith loaded_model.disable_adapter():\n    print('base', new_trainer.evaluate())",
+                   "{'eval_accuracy': 0.89}\nbase {'eval_accuracy': 0.51}")},
+        {UNTUNED: ["tuned"]}, "show the metric"),
     "training that was not run": ({"training": (TRAIN, "", None)}, {EPOCH: ["training"]}, "train"),
     "training by code that is not seen": (
         {"training": ("start()", "{'train_runtime': 3.0, 'epoch': 1.0}")}, {EPOCH: ["training"]}, "train"),
@@ -422,6 +456,13 @@ def test_a_running_notebook_is_judged_by_code_and_adapter_only(tmp_path, adapter
     notebook = write_notebook(tmp_path / "n.ipynb", {"reload": ("x = 1", "")}, counts=False)
     rows = {row.requirement: row for row in check_submission(notebook, adapter, outputs=False)}
     assert (rows[LOADED].answer, rows[LOADED].refuses) == (MISSING, True)
+
+
+def test_counts_that_were_stripped_do_not_mean_that_nothing_was_run(tmp_path, adapter):
+    rows = check_submission(write_notebook(tmp_path / "n.ipynb", counts=False), adapter)
+    assert [row.requirement for row in rows if row.answer != FOUND] == [SEVERAL, QLORA, ORDER]
+    (order,) = [row for row in rows if row.requirement == ORDER]
+    assert order.answer == UNCLEAR
 
 
 def test_the_cell_that_checks_need_not_have_been_run(check):
@@ -594,8 +635,9 @@ def test_what_to_do_first_is_shown_first(tmp_path, adapter):
 
 
 def test_our_notebook_is_complete(tmp_path):
-    rows = check_submission("LightweightFineTuning.ipynb", make_adapter(tmp_path / "lora_adapter"))
-    assert not [row for row in rows if row.answer == MISSING]
+    adapter = make_adapter(tmp_path / "lora_adapter")
+    assert not [row for row in check_submission("LightweightFineTuning.ipynb", adapter) if row.answer == MISSING]
+    assert {row.answer for row in check_submission("LightweightFineTuning.ipynb", adapter, outputs=False)} == {FOUND}
 
 
 def test_no_large_library_is_imported():
