@@ -29,6 +29,8 @@ def keep_output_clean() -> None:
     pd.options.display.max_colwidth = 100
     # peft 0.21 reads a property that transformers 5 has renamed.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    # An adapter trained on 4-bit layers is checked on the shapes of GPT-2's own ones.
+    warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False but", category=UserWarning)
     # What peft 0.21 says of LN tuning and of AdaLoRA where both do what they should: each reload is checked.
     warnings.filterwarnings("ignore", message="Unsupported layer type .*LayerNorm", category=UserWarning)
     warnings.filterwarnings("ignore", message="The following rank_pattern keys .*lora_E", category=RuntimeWarning)
