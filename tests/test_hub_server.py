@@ -91,7 +91,7 @@ def test_the_command_line_trains_on_imdb_from_the_hub(hub_root, tmp_path):
 
 @pytest.mark.reliability("fault")
 def test_a_notebook_without_a_network_says_so_in_a_box(tmp_path):
-    notebook = execute(tmp_path, {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}, cells=5)
+    notebook = execute(tmp_path, {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}, cells=6)
     outputs = code_cells(notebook)[-1].outputs
     (box,) = [output.data["text/html"] for output in outputs if "text/html" in output.get("data", {})]
     assert box.startswith("<table")
