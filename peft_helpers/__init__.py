@@ -13,7 +13,7 @@ _NAMES = {
     "adapter_checks": "check_adapter",
     "adapters": "adapter_size check_output_dir list_files replace_folder save_run_config sort_target_modules",
     "bbc_news": "load_bbc_news",
-    "checks": "assert_same_logits changed_parameters fingerprint_parameters rounding_bound",
+    "checks": "assert_same_logits changed_parameters fingerprint_parameters",
     "comparison": "compare compare_per_class format_comparison majority_class",
     "config": "BBC_NEWS PROFILES RunConfig TINY_GPT2 parse_run_config",
     "data": "count_classes load_dataset_arguments prepare_splits",

@@ -12,6 +12,10 @@ RETRIES = 3  # after 1, 2 and 4 seconds, or after as long as the Hub says
 _NO_NETWORK = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN)
 
 
+class NotOnHubError(ConnectionError):
+    """The Hub answers that it has no such repository (404)."""
+
+
 def explain_availability(
     model_name_or_path: str | None = None, dataset_name: str | None = None, *, instead: str = "--profile offline"
 ) -> tuple[bool, str]:
@@ -25,7 +29,7 @@ def explain_availability(
 
     Raises:
         ConnectionError: the Hub refuses, stays busy or silent, or something else answers in its place; the message
-            names the repository and the answer, and says what to do.
+            names the repository and the answer, and says what to do. `NotOnHubError` if the answer is 404.
     """
     wanted = [(kind, name) for kind, name in (("model", model_name_or_path), ("dataset", dataset_name)) if name]
     missing = [(kind, name) for kind, name in wanted if not _IS_CACHED[kind](name)]
@@ -36,7 +40,9 @@ def explain_availability(
         except (httpx.HTTPError, OSError, ValueError) as error:
             if cause := _offline_cause(error):
                 return False, f"the local Hugging Face cache lacks {names}, and this machine is offline ({cause})"
-            raise ConnectionError(f"{_explain(error, kind, name)}; or do without: `{instead}`.") from error
+            is_missing = isinstance(error, HfHubHTTPError) and error.response.status_code == 404
+            kind_of_error = NotOnHubError if is_missing else ConnectionError
+            raise kind_of_error(f"{_explain(error, kind, name)}; or do without: `{instead}`.") from error
     return True, f"the {'Hugging Face Hub serves' if missing else 'local Hugging Face cache holds'} {names}"
 
 

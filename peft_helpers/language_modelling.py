@@ -28,7 +28,7 @@ from peft_helpers.checkpoints import make_checkpoint_folder, run_key
 from peft_helpers.config import BBC_NEWS, TINY_GPT2, RunConfig
 from peft_helpers.documents import DEFAULT_CONFIGURATIONS, WIKITEXT, load_documents, tokenize_blocks
 from peft_helpers.generation import generate_texts
-from peft_helpers.hub import explain_availability
+from peft_helpers.hub import NotOnHubError, explain_availability
 from peft_helpers.model_card import save_language_model_card
 from peft_helpers.models import (
     check_model,
@@ -98,11 +98,8 @@ def _choose_dataset(name: str) -> tuple[str, str]:
         return name, "as asked for"
     try:
         available, reason = explain_availability(dataset_name=WIKITEXT, instead=f"--lm_dataset_name {BBC_NEWS}")
-    except ConnectionError as error:
-        response = getattr(error.__cause__, "response", None)
-        if response is None or response.status_code != 404:
-            raise
-        return BBC_NEWS, f"since this Hub has no {WIKITEXT}"  # a mirror that holds some repositories only
+    except NotOnHubError:  # a mirror that holds some repositories only
+        return BBC_NEWS, f"since this Hub has no {WIKITEXT}"
     if available:
         return WIKITEXT, reason
     warn_offline([WIKITEXT], [BBC_NEWS])

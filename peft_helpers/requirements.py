@@ -18,24 +18,24 @@ def check_requirements(path: Path = REQUIREMENTS) -> None:
     """
     if sys.version_info < OLDEST_PYTHON:
         raise ImportError(f"Expected Python 3.11 or newer, found {sys.version.split()[0]}; choose another kernel.")
-    from packaging.requirements import Requirement  # here, so that what is older fails with the line above
-
     lines = path.read_text(encoding="utf-8").partition("# for the tests")[0].split()
-    problems = filter(None, (_find_problem(Requirement(line)) for line in lines))
-    if message := ", ".join(problems):
+    if message := ", ".join(filter(None, map(_find_problem, lines))):
         raise ImportError(
             f"Missing or too old: {message}. Run `%pip install -r {REQUIREMENTS.name}` in a cell (in a terminal, "
             f"`python -m pip install -r {REQUIREMENTS.name}`), then restart the kernel and begin again."
         )
 
 
-def _find_problem(requirement) -> str | None:
-    """Return what is wrong with an installed package; newer than what was tested is not wrong."""
-    lowest = [bound for bound in requirement.specifier if bound.operator in (">=", "==")]
+def _find_problem(line: str) -> str | None:
+    """Return what is wrong with the package of a line; newer than what was tested is not wrong."""
+    from packaging.requirements import Requirement  # here, so that an old Python is told of first
+    from packaging.version import Version
+
+    requirement = Requirement(line)
     try:
         found = version(requirement.name)
     except PackageNotFoundError:
         return f"{requirement.name} (not installed, expected {requirement.specifier})"
-    if all(type(requirement.specifier)(f">={bound.version}").contains(found, prereleases=True) for bound in lowest):
-        return None
-    return f"{requirement.name} (found {found}, expected {requirement.specifier})"
+    lowest = [bound.version for bound in requirement.specifier if bound.operator in (">=", "==")]
+    is_old = any(Version(found) < Version(bound) for bound in lowest)
+    return f"{requirement.name} (found {found}, expected {requirement.specifier})" if is_old else None

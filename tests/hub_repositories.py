@@ -25,7 +25,7 @@ def make_repositories(root: Path) -> None:
 
 
 def make_gpt2(folder: Path) -> None:
-    """Write a random GPT-2 with 1,024 positions and 29,000 parameters.
+    """Write a random GPT-2 with 1,024 positions and 28,000 parameters.
 
     As in the real file, the tensors' names lack the prefix `transformer.`, and the causal masks are stored among them.
     """

@@ -147,7 +147,7 @@ def test_config_cannot_be_changed():
 
 
 @pytest.mark.parametrize("place", ["{here}", "{root}/./peft_helpers/../peft_helpers/tiny_gpt2/", "{link}"])
-def test_the_embedded_model_is_known_however_it_is_named(place, tmp_path, monkeypatch):
+def test_the_embedded_model_is_known_however_it_is_named(place, tmp_path):
     here = Path(TINY_GPT2).resolve()
     link = tmp_path / "a_link"
     link.symlink_to(here)

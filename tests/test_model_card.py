@@ -153,7 +153,7 @@ def test_the_folder_stands_alone_and_is_loaded_from_anywhere(saved, peft_model, 
             for text in TEXTS
         ]
     assert result["labels"] == {"0": "negative", "1": "positive"}
-    np.testing.assert_allclose(result["card"], result["PeftModel"], atol=1e-6)
+    assert result["card"] == result["PeftModel"]  # to the last bit
     # On the fast path, merged, and in a padded batch the same sums are taken in another order.
     np.testing.assert_allclose(result["PeftModel"], here, atol=1e-6)
     np.testing.assert_allclose(result["merged"], here, atol=1e-5)

@@ -17,8 +17,6 @@ from peft_helpers.perplexity import (
 )
 from peft_helpers.tokenization import set_padding
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture
 def language_model(config, tokenizer):

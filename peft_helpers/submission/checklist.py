@@ -27,9 +27,12 @@ class Checklist(list):
         self.elsewhere = ", ".join(sorted({one or other for one, other in modules}))
 
     def __repr__(self):
-        rows = sorted(self, key=lambda row: (not row.refuses, row.answer == FOUND))
-        names = [f"{row.requirement}{', cell ' * bool(row.cells)}{str(row.cells)[1:-1]}" for row in rows]
-        return "\n".join(f"{rows[n].answer:<17}  {name}: {rows[n].to_do}".rstrip(": ") for n, name in enumerate(names))
+        lines = []
+        for row in sorted(self, key=lambda row: (not row.refuses, row.answer == FOUND)):
+            cells = f", cell {', '.join(map(str, row.cells))}" if row.cells else ""
+            to_do = f": {row.to_do}" if row.to_do else ""
+            lines.append(f"{row.answer:<17}  {row.requirement}{cells}{to_do}")
+        return "\n".join(lines)
 
     def judge(self, name: str, good: object, wrong: object = (), unsure: object = (), advice: str = "") -> None:
         """Add the row of what meets a requirement, or surely does not, or perhaps does."""
@@ -113,7 +116,10 @@ def check_submission(notebook: str | Path, adapter_dir: str | Path, outputs: boo
     """Go through the reviewer's list for a notebook, as it was last saved, and for the folder of its adapter.
 
     Without ``outputs``, only code and adapter count: while a notebook runs, its file has those of an earlier run.
-    FileNotFoundError is raised if there is no such notebook, ValueError if the file is not a notebook.
+
+    Raises:
+        FileNotFoundError: there is no such notebook.
+        ValueError: the file is not a notebook.
     """
     notebook, folder, (config, weights) = Path(notebook), Path(adapter_dir), read_adapter(Path(adapter_dir))
     rows = Checklist(read_cells(notebook))

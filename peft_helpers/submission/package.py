@@ -14,8 +14,10 @@ def package_submission(
 ) -> Path:
     """Write the notebook and what loads its adapter to a zip, by default beside the notebook; return its path.
 
-    A FileNotFoundError says that there is no such notebook or no folder for the zip, a FileExistsError that the zip's
-    path is another file, a ValueError that there are no weights or, unless ``allow_incomplete``, what else is missing.
+    Raises:
+        FileExistsError: the zip's path is another file.
+        FileNotFoundError: there is no such notebook, or no folder for the zip.
+        ValueError: there are no weights or, unless ``allow_incomplete``, something else that refuses a zip is missing.
     """
     notebook, folder = Path(notebook), Path(adapter_dir).resolve()
     path, weights = Path(zip_path or notebook.with_suffix(".zip")), read_adapter(folder)[1]
