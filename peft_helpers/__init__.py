@@ -12,43 +12,43 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 _NAMES = {
     "adapter_checks": "check_adapter",
     "adapters": "adapter_size check_output_dir list_files replace_folder save_run_config sort_target_modules",
-    "bbc_news": "load_bbc_news",
+    "sources.bbc_news": "load_bbc_news",
     "checks": "assert_same_logits changed_parameters fingerprint_parameters",
-    "comparison": "compare compare_per_class format_comparison majority_class",
-    "config": "BBC_NEWS PROFILES RunConfig TINY_GPT2 parse_run_config",
+    "analysis.report": "compare compare_per_class format_comparison majority_class",
+    "arguments": "BBC_NEWS PROFILES RunConfig TINY_GPT2 parse_run_config",
     "data": "count_classes load_dataset_arguments prepare_splits",
-    "documents": "load_documents tokenize_blocks",
-    "experiments": "plan_comparison run_method run_methods",
-    "generation": "encode_prompts generate_texts",
-    "language_modelling": (
+    "sources.documents": "load_documents tokenize_blocks",
+    "comparison.runner": "plan_comparison run_method run_methods",
+    "language_modeling.generation": "encode_prompts generate_texts",
+    "language_modeling.task": (
         "compare_perplexity first_words inject_lora language_model_arguments load_language_model "
         "load_saved_language_model make_blocks make_language_model_trainer plan_language_modelling "
         "run_language_model save_language_model"
     ),
-    "memory": "PeakMemory",
-    "method_table": "compare_methods_to describe_methods format_methods summarize_methods",
-    "methods": "METHODS REFUSED adapt_model find_method",
+    "comparison.memory": "PeakMemory",
+    "comparison.tables": "compare_methods_to describe_methods format_methods summarize_methods",
+    "comparison.methods": "METHODS REFUSED adapt_model find_method",
     "metrics": "ClassificationMetrics compute_metrics report_per_class",
-    "mistakes": "most_confident_errors",
+    "analysis.errors": "most_confident_errors",
     "model_card": "save_language_model_card save_model_card",
-    "models": (
+    "modeling": (
         "check_model classifier_arguments compute_dtype head_modules keep_4bit_weights_unpacked load_base_model "
         "quantization_arguments quantization_config quantization_problem saved_classifier_arguments turn_off_dropout "
         "uses_conv1d"
     ),
     "notebook": "describe_environment keep_output_clean",
-    "perplexity": "assert_same_perplexity compute_perplexity evaluate_perplexity token_losses",
-    "plots": (
+    "language_modeling.perplexity": "assert_same_perplexity compute_perplexity evaluate_perplexity token_losses",
+    "analysis.plots": (
         "plot_before_after plot_class_balance plot_confusions plot_methods plot_perplexity plot_token_lengths "
         "plot_training"
     ),
     "prediction": "classify_texts predict",
-    "quantization": "compare_sizes",
-    "runs": "run",
-    "reference_points": "CLASSICAL MAJORITY run_reference_points",
+    "comparison.quantization": "compare_sizes",
+    "pipeline": "run",
+    "comparison.baselines": "CLASSICAL MAJORITY run_reference_points",
     "requirements": "check_requirements",
     "resources": "check_space estimate_adapter estimate_checkpoint explain_out_of_memory",
-    "significance": "accuracy_interval compare_paired f1_interval mcnemar_p_value",
+    "analysis.significance": "accuracy_interval compare_paired f1_interval mcnemar_p_value",
     "speed": "speed_up",
     "submission.checklist": "check_submission",
     "submission.package": "package_submission",

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from peft_helpers.command_line import main
+from peft_helpers.app.command_line import main
 
 os.environ.setdefault("MPLBACKEND", "agg")  # figures are written, not shown
 sys.exit(main())

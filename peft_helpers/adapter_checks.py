@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from peft_helpers.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from peft_helpers.config import find_model
+from peft_helpers.arguments import find_model
 
 _CONFIGS = (ADAPTER_CONFIG, "config.json", "tokenizer_config.json")
 _NEEDED = (*_CONFIGS, ADAPTER_WEIGHTS, "tokenizer.json")

@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 from peft import PeftModel
 
-from peft_helpers.config import LM_FIELDS, RunConfig, find_model
-from peft_helpers.processes import main_process_first, process_state
+from peft_helpers.arguments import LM_FIELDS, RunConfig, find_model
+from peft_helpers.distributed import main_process_first, process_state
 
 RUN_FILE = "run_config.json"
 ADAPTER_CONFIG = "adapter_config.json"

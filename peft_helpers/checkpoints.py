@@ -17,8 +17,8 @@ from transformers import TrainerState, TrainingArguments
 from transformers.trainer_callback import EarlyStoppingCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from peft_helpers.arguments import RunConfig
 from peft_helpers.checks import fingerprint_parameters
-from peft_helpers.config import RunConfig
 
 _STREAMED_ROWS = 1000  # by which one stream is told from another
 # Arguments of the Trainer that decide on place, memory or output: a run may go on with others.

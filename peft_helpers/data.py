@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 
-from peft_helpers.config import RunConfig
-from peft_helpers.data_files import data_files_arguments
-from peft_helpers.local_files import SPLIT_NAMES, find_data_files
+from peft_helpers.arguments import RunConfig
+from peft_helpers.sources.data_files import data_files_arguments
+from peft_helpers.sources.local_files import SPLIT_NAMES, find_data_files
 
 _PROBED_ROWS = 100_000  # in which a label has to recur
 

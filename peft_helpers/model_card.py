@@ -7,8 +7,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from peft import PeftConfig, PeftModel
 from transformers import EvalPrediction
 
-from peft_helpers.comparison import compare
-from peft_helpers.config import BBC_NEWS, TINY_GPT2, RunConfig
+from peft_helpers.analysis.report import compare
+from peft_helpers.arguments import BBC_NEWS, TINY_GPT2, RunConfig
 
 _REPORTED = {"accuracy": "accuracy", "f1": "F1 (macro)"}  # the Hub's name of the metric: ours
 _METHOD = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "target_modules": "target modules"}

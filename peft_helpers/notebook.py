@@ -14,7 +14,7 @@ import torch
 import transformers
 from IPython.display import display
 
-from peft_helpers.models import best_device
+from peft_helpers.modeling import best_device
 
 
 def keep_output_clean() -> None:

@@ -17,10 +17,10 @@ from transformers import (
 )
 from transformers.trainer_utils import PredictionOutput
 
+from peft_helpers.arguments import RunConfig
 from peft_helpers.batches import LengthTrainer, longest_first
-from peft_helpers.config import RunConfig
+from peft_helpers.distributed import OneDeviceArguments
 from peft_helpers.metrics import compute_metrics
-from peft_helpers.processes import OneDeviceArguments
 from peft_helpers.resources import explain_out_of_memory
 from peft_helpers.tokenization import encode_texts
 from peft_helpers.training import evaluation_arguments

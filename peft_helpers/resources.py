@@ -9,9 +9,9 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
+from peft_helpers.arguments import RunConfig
 from peft_helpers.checkpoints import checkpoint_parent
-from peft_helpers.config import RunConfig
-from peft_helpers.processes import CHECKPOINTING
+from peft_helpers.distributed import CHECKPOINTING
 
 WORKSPACE_LIMIT = 10**9  # bytes beside the notebook, of the Udacity workspace
 # Bytes measured with transformers 5.23 and peft 0.21, rounded up: cards and configurations, the state of the run and

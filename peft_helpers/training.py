@@ -22,12 +22,12 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from peft_helpers.arguments import RunConfig
 from peft_helpers.batches import LengthTrainer, longest_first
 from peft_helpers.checkpoints import find_checkpoint, make_checkpoint_folder, run_key
-from peft_helpers.config import RunConfig
+from peft_helpers.distributed import CHECKPOINTING, OneDeviceArguments, process_state, report_idle_gpus
 from peft_helpers.metrics import compute_metrics_and_loss
-from peft_helpers.models import compute_dtype
-from peft_helpers.processes import CHECKPOINTING, OneDeviceArguments, process_state, report_idle_gpus
+from peft_helpers.modeling import compute_dtype
 from peft_helpers.resources import check_space, explain_out_of_memory
 
 EVALUATIONS = 10  # a run: enough points for a curve and for early stopping

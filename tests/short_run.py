@@ -1,4 +1,4 @@
-"""The notebook's path, as a process that `test_processes.py` starts, kills and starts again.
+"""The notebook's path, as a process that `test_distributed.py` starts, kills and starts again.
 
 The configuration comes from LFT_ARGS. With a number as argument, the process kills itself as that step begins.
 """
@@ -11,8 +11,8 @@ import sys
 from transformers import TrainerCallback
 
 import peft_helpers as helpers
-from peft_helpers import processes
-from peft_helpers.runs import run
+from peft_helpers import distributed
+from peft_helpers.pipeline import run
 
 
 class Kill(TrainerCallback):
@@ -22,10 +22,10 @@ class Kill(TrainerCallback):
 
 
 def main() -> None:
-    processes.start_processes()
+    distributed.start_processes()
     result = run(helpers.parse_run_config(), callbacks=[Kill()] if len(sys.argv) > 1 else [])
     found = {"metrics": helpers.compute_metrics(result.tuned), "log_history": result.log_history}
-    found |= {"processes": processes.process_state().num_processes}
+    found |= {"processes": distributed.process_state().num_processes}
     found |= {"logits": result.tuned.predictions.tolist(), "label_ids": result.tuned.label_ids.tolist()}
     print(json.dumps(found))
 

@@ -4,9 +4,9 @@ import torch
 from transformers import AutoTokenizer
 
 from peft_helpers import assert_same_logits, changed_parameters, fingerprint_parameters
+from peft_helpers.arguments import TINY_GPT2, RunConfig
 from peft_helpers.checks import rounding_bound
-from peft_helpers.config import TINY_GPT2, RunConfig
-from peft_helpers.models import load_base_model
+from peft_helpers.modeling import load_base_model
 
 
 def test_a_change_of_one_bit_is_seen():

@@ -32,7 +32,7 @@ def execute(folder: Path, environment: dict[str, str], cells: int | None = None)
 
 
 # The libraries ask again for a minute before they take what they have: what they wait is no part of a test.
-COMMAND = "import time; time.sleep = lambda seconds: None; from peft_helpers.command_line import main; exit(main())"
+COMMAND = "import time; time.sleep = lambda seconds: None; from peft_helpers.app.command_line import main; exit(main())"
 
 
 def run_command(folder: Path, environment: dict[str, str], *words: str) -> subprocess.CompletedProcess:

@@ -14,7 +14,7 @@ import pytest
 from nbclient import NotebookClient
 
 from peft_helpers import describe_environment, keep_output_clean
-from peft_helpers.command_line import main
+from peft_helpers.app.command_line import main
 from peft_helpers.notebook import Box
 
 NOTEBOOK = Path("LightweightFineTuning.ipynb")

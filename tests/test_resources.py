@@ -16,7 +16,7 @@ from peft_helpers import (
     save_run_config,
 )
 from peft_helpers import resources as resources_module
-from peft_helpers.config import TINY_GPT2
+from peft_helpers.arguments import TINY_GPT2
 from peft_helpers.resources import smaller_batch
 
 

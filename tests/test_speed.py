@@ -17,7 +17,7 @@ from transformers import (
 from transformers.activations import NewGELUActivation
 
 from peft_helpers import speed, speed_up, turn_off_dropout
-from peft_helpers.processes import CHECKPOINTING
+from peft_helpers.distributed import CHECKPOINTING
 
 PAD = 0
 TINY = {"vocab_size": 60, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}

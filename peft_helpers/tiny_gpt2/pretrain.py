@@ -26,7 +26,7 @@ from transformers import (
     set_seed,
 )
 
-from peft_helpers.bbc_news import load_bbc_news
+from peft_helpers.sources.bbc_news import load_bbc_news
 
 END_OF_TEXT = "<|endoftext|>"
 

@@ -63,7 +63,7 @@ def run_stream(config, tokenizer) -> None:
     from peft import LoraConfig, get_peft_model
 
     import peft_helpers as helpers
-    from peft_helpers.streaming import prepare_stream, tokenize_stream
+    from peft_helpers.sources.streaming import prepare_stream, tokenize_stream
 
     dataset = prepare_stream(load_dataset(**helpers.load_dataset_arguments(config)), config)
     model = helpers.load_base_model(config, dataset["train"].features["label"].names, tokenizer)

@@ -29,7 +29,7 @@ from transformers import (
 
 import peft_helpers as helpers
 from peft_helpers.batches import LengthTrainer
-from peft_helpers.runs import inject_lora, load_splits, tokenize_splits
+from peft_helpers.pipeline import inject_lora, load_splits, tokenize_splits
 
 USUAL_LEARNING_RATE = 2e-5
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from peft_helpers import runs
+from peft_helpers import pipeline
 from peft_helpers.checks import assert_same_logits
-from peft_helpers.memory import PeakMemory
-from peft_helpers.models import compute_dtype
+from peft_helpers.comparison.memory import PeakMemory
+from peft_helpers.modeling import compute_dtype
 from peft_helpers.prediction import classify_texts, predict
 from peft_helpers.training import guard_training
 
@@ -21,8 +21,8 @@ TEXTS = ["a fine film", "what a sad, cold and tired story", ""]
 @pytest.fixture
 def small(config, raw, monkeypatch):
     """A configuration whose data set is that of the fixture `raw`."""
-    monkeypatch.setattr(runs, "load_dataset_arguments", lambda config: {})
-    monkeypatch.setattr(runs, "load_dataset", lambda: raw)
+    monkeypatch.setattr(pipeline, "load_dataset_arguments", lambda config: {})
+    monkeypatch.setattr(pipeline, "load_dataset", lambda: raw)
     return replace(config, num_train_epochs=2)
 
 
@@ -37,14 +37,14 @@ def dtype(request, monkeypatch):
 @pytest.mark.parametrize("load_in_4bit", [False, True], ids=["LoRA", "QLoRA"])
 def test_a_run_trains_and_reloads_within_the_rounding_of_what_computes(small, dtype, load_in_4bit):
     assert compute_dtype() == dtype
-    result = runs.run(replace(small, load_in_4bit=load_in_4bit))  # asserts that the reload agrees
+    result = pipeline.run(replace(small, load_in_4bit=load_in_4bit))  # asserts that the reload agrees
     losses = [entry["loss"] for entry in result.log_history if "loss" in entry]
     assert losses[-1] < losses[0]
 
 
 def test_a_loaded_adapter_predicts_on_the_gpu_what_it_predicts_on_the_cpu(small):
-    runs.run(small)
-    model, tokenizer = runs.load_adapter(small.output_dir)
+    pipeline.run(small)
+    model, tokenizer = pipeline.load_adapter(small.output_dir)
     assert model.device.type == "cuda"
     on_gpu = classify_texts(model, tokenizer, TEXTS).filter(like="P(").to_numpy()
     on_cpu = classify_texts(model.cpu(), tokenizer, TEXTS).filter(like="P(").to_numpy()

@@ -643,7 +643,7 @@ def test_our_notebook_is_complete(tmp_path):
 def test_no_large_library_is_imported():
     script = (
         "import sys, peft_helpers\npeft_helpers.check_submission, peft_helpers.package_submission\n"
-        "from peft_helpers.command_line import main\nmain(['check'])\n"
+        "from peft_helpers.app.command_line import main\nmain(['check'])\n"
         "sys.exit(str({'torch', 'transformers', 'peft', 'datasets', 'pandas', 'nbformat', 'IPython'} & {*sys.modules}))"
     )
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -1,0 +1,1 @@
+"""PEFT methods and baselines, trained and tested alike."""

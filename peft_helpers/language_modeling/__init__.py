@@ -1,0 +1,1 @@
+"""Causal language modeling with the same helpers."""

@@ -1,0 +1,1 @@
+"""Where examples come from: files, streams, BBC News, texts for language modeling."""

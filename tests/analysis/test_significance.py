@@ -1,0 +1,127 @@
+import tracemalloc
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap
+from sklearn.metrics import f1_score
+from transformers import EvalPrediction
+
+from peft_helpers.analysis.significance import (
+    accuracy_interval,
+    check_same_rows,
+    compare_paired,
+    f1_interval,
+    macro_f1,
+    mcnemar_p_value,
+)
+
+
+def outcomes(hits: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.arange(rows) < hits, np.ones(rows, dtype=bool)
+
+
+@pytest.mark.parametrize(
+    ("hits", "rows", "low", "high"),
+    # Newcombe, "Two-sided confidence intervals for the single proportion", 1998, table I, method 3.
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0000, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_the_interval_of_the_accuracy_is_the_textbooks(hits, rows, low, high):
+    assert accuracy_interval(*outcomes(hits, rows)) == pytest.approx((low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("left_only", "right_only", "p"),
+    # Fagerland, Lydersen, Laake 2013 (airway responsiveness: 0.0703); the documentation of statsmodels (4.434e-06);
+    # 5 against 0 by hand: 2 / 2^5; nothing to tell them apart: 1.
+    [(1, 7, 0.0703125), (121, 59, 4.434444926375551e-06), (0, 5, 0.0625), (0, 0, 1.0)],
+)
+def test_mcnemars_p_is_the_textbooks(left_only, right_only, p):
+    left = np.array([True] * left_only + [False] * right_only + [True, False] * 10)
+    right = np.array([False] * left_only + [True] * right_only + [True, False] * 10)
+    assert mcnemar_p_value(left, right) == pytest.approx(p, rel=1e-6)
+    assert mcnemar_p_value(right, left) == pytest.approx(p, rel=1e-6)
+
+
+def test_macro_f1_is_scikit_learns_on_every_resample():
+    generator = np.random.default_rng(0)
+    references, predictions = generator.integers(0, 4, (2, 8))
+    weights = generator.integers(0, 3, (50, 8))  # some lack a label
+    expected = [
+        f1_score(references, predictions, sample_weight=row, average="macro", labels=np.unique(references[row > 0]),
+                 zero_division=0)
+        for row in weights
+    ]  # fmt: skip
+    np.testing.assert_allclose(macro_f1(weights, predictions, references, np.arange(4)), expected, rtol=1e-12)
+
+
+def test_the_bootstrap_is_scipys_over_the_rows():
+    """Another implementation with other random numbers: percentiles of 2,000 resamples agree within their noise."""
+    generator = np.random.default_rng(1)
+    references = generator.integers(0, 3, 400)
+    left, right = (np.where(generator.random(400) < share, references, 0) for share in (0.6, 0.8))
+
+    def difference(references, left, right):
+        return f1_score(references, right, average="macro") - f1_score(references, left, average="macro")
+
+    expected = bootstrap(
+        (references, left, right), difference, paired=True, vectorized=False, n_resamples=500, method="percentile",
+        rng=generator,
+    ).confidence_interval  # fmt: skip
+    found = compare_paired(left, right, references)
+    assert found["F1 (macro), low"] == pytest.approx(expected.low, abs=0.01)
+    assert found["F1 (macro), high"] == pytest.approx(expected.high, abs=0.01)
+
+
+def test_many_rows_take_little_memory():
+    references, left, right = np.random.default_rng(0).integers(0, 2, (3, 200_000))
+    tracemalloc.start()
+    compare_paired(left, right, references)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6  # all 2,000 resamples of the rows at once would be 3.2 GB
+
+
+def test_the_interval_of_f1_holds_the_score_and_narrows_with_more_rows():
+    generator = np.random.default_rng(0)
+    references = generator.integers(0, 3, 900)
+    predictions = np.where(generator.random(900) < 0.8, references, 0)
+    score = f1_score(references, predictions, average="macro")
+    low, high = f1_interval(predictions, references)
+    assert low < score < high
+    few_low, few_high = f1_interval(predictions[:90], references[:90])
+    # the width goes with the square root of the number of rows
+    assert (few_high - few_low) / (high - low) == pytest.approx(np.sqrt(10), rel=0.35)
+
+
+def test_the_interval_of_several_models_is_of_their_mean():
+    references = np.array([0, 1] * 20)
+    right, wrong = references, 1 - references
+    assert f1_interval(right, references) == (1.0, 1.0)
+    assert f1_interval(np.stack([right, wrong]), references) == (0.5, 0.5)
+
+
+def test_a_pair_of_models_is_compared_row_by_row():
+    references = np.array([0, 1] * 50)
+    worse = references.copy()
+    worse[:20] = 1 - worse[:20]
+    result = compare_paired(worse, references, references)
+    assert result["accuracy"] == pytest.approx(0.2)
+    assert result["accuracy, low"] == pytest.approx(0.12, abs=0.03)  # 0.2 ± 1.96 · 0.04
+    assert result["accuracy, high"] == pytest.approx(0.28, abs=0.03)
+    assert result["F1 (macro), low"] < result["F1 (macro)"] < result["F1 (macro), high"]
+    assert result["p"] == pytest.approx(2 / 2**20)
+
+
+def test_the_pairing_narrows_the_interval():
+    """Two models that err on the same rows differ by nothing, however uncertain each score is."""
+    references, predicted = np.array([0, 1] * 10), np.array([0, 0] * 10)
+    result = compare_paired(predicted, predicted, references)
+    assert (result.drop("p") == 0).all()
+    assert result["p"] == 1
+
+
+@pytest.mark.reliability("bad input")
+def test_outputs_of_other_rows_are_refused():
+    left, right = (EvalPrediction(np.eye(2), np.array(labels)) for labels in ([0, 1], [1, 0]))
+    with pytest.raises(ValueError, match="same rows in the same order"):
+        check_same_rows(left, right)

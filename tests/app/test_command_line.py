@@ -1,0 +1,319 @@
+import contextlib
+import io
+import json
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import BAD, GOOD
+
+from peft_helpers import RunConfig
+from peft_helpers.app import command_line
+from peft_helpers.app.command_line import VERBS, main
+
+NOTEBOOK = str(Path("LightweightFineTuning.ipynb").absolute())
+LABELS = ["bad", "good", "unclear"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("command_line")
+
+
+@pytest.fixture(scope="module")
+def reviews(folder) -> str:
+    """A csv of three labels, of one column each with another name than the default."""
+    kinds = {"good": GOOD, "bad": BAD, "unclear": ["a film", "a long story of two", "film", "the cast is in it"]}
+    rows = [(text + mark, label) for mark in "abcdef" for label, texts in kinds.items() for text in texts]
+    pd.DataFrame(rows, columns=["review", "opinion"]).to_csv(folder / "reviews.csv", index=False)
+    return str(folder / "reviews.csv")
+
+
+@pytest.fixture(scope="module")
+def options(tiny_model_dir, reviews) -> list[str]:
+    size = "--max_length 32 --learning_rate 0.01 --per_device_train_batch_size 8 --max_train_rows 24"
+    return ["--model_name_or_path", tiny_model_dir, "--dataset_name", reviews, *size.split()]
+
+
+@pytest.fixture(scope="module")
+def trained(folder, options):
+    """The adapter's folder and what `train` printed, run without naming the verb in a folder of its own."""
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
+        (folder / "cwd").mkdir()
+        patch.chdir(folder / "cwd")
+        patch.setenv("LFT_ARGS", "--no_such_option")  # the notebook's affair
+        status = main([*options, "--output_dir", str(folder / "adapter"), "--checkpoint_dir", str(folder / "steps")])
+    assert status == 0
+    return folder / "adapter", output.getvalue()
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs the command line and returns exit status, standard output and the lines of error."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        status = main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+# train
+
+
+def test_train_leaves_results_and_figures_beside_the_adapter(trained):
+    adapter, _ = trained
+    results = json.loads((adapter / "results.json").read_text())
+    assert set(results["metrics"]) == {"untuned", "tuned"}
+    for scores in results["metrics"].values():
+        for name in ("accuracy", "f1"):
+            low, high = scores[f"{name}_interval"]
+            assert 0 <= low <= scores[name] <= high <= 1
+    gain = results["metrics"]["tuned"]["accuracy"] - results["metrics"]["untuned"]["accuracy"]
+    assert results["difference"]["accuracy"]["value"] == pytest.approx(gain)
+    assert results["label_names"] == LABELS
+    assert results["config"]["per_device_train_batch_size"] == 8
+    assert {"torch", "peft", "device"} <= results["environment"].keys()
+    assert results["seconds"]["train"] > 0
+    for name in ("before_after.png", "training.png", "confusions.png"):
+        assert (adapter / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_train_ends_with_a_table_and_what_to_do_next(trained):
+    adapter, output = trained
+    tuned = json.loads((adapter / "results.json").read_text())["metrics"]["tuned"]
+    assert re.search(rf"accuracy .*{tuned['accuracy']:.3f} \[", output)
+    assert f"python -m peft_helpers predict {adapter} " in output
+    assert f"python -m peft_helpers evaluate {adapter} " in output
+
+
+def test_train_writes_only_into_the_folders_that_were_named(trained, folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["adapter", "cwd", "reviews.csv", "steps"]
+    assert list((folder / "cwd").iterdir()) == []
+    assert list((folder / "steps").iterdir()) == []
+
+
+def test_another_process_than_the_first_writes_no_results(folder, trained, options, run, monkeypatch):
+    results = trained[0] / "results.json"
+    before = results.stat().st_mtime_ns
+    monkeypatch.setattr(command_line, "_is_main_process", lambda: False)
+    monkeypatch.setattr("peft_helpers.pipeline.run", lambda config: None)
+    status, output, _ = run("train", *options, "--output_dir", trained[0])
+    assert status == 0
+    assert "test rows" not in output
+    assert results.stat().st_mtime_ns == before
+
+
+# evaluate and predict
+
+
+def test_evaluate_scores_what_predict_answers(trained, reviews, run):
+    adapter, _ = trained
+    status, lines, _ = run("predict", adapter, "--file", reviews, "--text_column", "review")
+    assert status == 0
+    rows = [json.loads(line) for line in lines.splitlines()]
+    expected = pd.read_csv(reviews)
+    assert [row["text"] for row in rows] == expected["review"].tolist()
+    accuracy = np.mean([row["label"] == label for row, label in zip(rows, expected["opinion"], strict=True)])
+    status, output, _ = run("evaluate", adapter, reviews)
+    assert status == 0
+    assert output.startswith(f"{len(rows)} rows\n")
+    assert re.search(rf"^accuracy +{accuracy:.3f} \[0\.\d+, [01]\.\d+\]$", output, re.MULTILINE)
+    assert re.search(r"^unclear .* 24$", output, re.MULTILINE)
+
+
+def test_predict_gives_each_text_a_label_and_probabilities(trained, run):
+    status, output, _ = run("predict", trained[0], "a fine film", "ein schöner Film")
+    rows = [json.loads(line) for line in output.splitlines()]
+    assert status == 0
+    assert [row["text"] for row in rows] == ["a fine film", "ein schöner Film"]
+    for row in rows:
+        assert list(row["probabilities"]) == LABELS
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert row["label"] == max(row["probabilities"], key=row["probabilities"].get)
+
+
+def test_predict_reads_a_text_a_line_and_writes_a_new_file(trained, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(command_line, "BATCH", 2)
+    (tmp_path / "texts.txt").write_text("good\n\nbad\n")
+    status, output, _ = run("predict", trained[0], "--file", tmp_path / "texts.txt", "--output_file", tmp_path / "out")
+    assert (status, output) == (0, "")
+    assert [json.loads(line)["text"] for line in (tmp_path / "out").read_text().splitlines()] == ["good", "", "bad"]
+
+
+# compare, check, package
+
+
+def test_compare_shows_the_methods_and_keeps_table_and_figure(options, run, tmp_path):
+    words = ["compare", *options, "--comparison_methods", "head-only", "--comparison_steps", "2"]
+    words += ["--output_dir", str(tmp_path / "methods")]
+    status, output, _ = run(*words)
+    assert status == 0
+    assert "head-only" in output
+    assert "No PEFT method was compared." in output
+    names = sorted(path.name for path in (tmp_path / "methods").iterdir())
+    assert names == ["method_comparison.jsonl", "methods.csv", "methods.png"]
+    assert "head-only" in pd.read_csv(tmp_path / "methods" / "methods.csv")["method"].tolist()
+
+
+def test_a_method_that_fails_is_told_by_the_exit_status(options, run, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr("peft_helpers.comparison.runner.run_method", fail)
+    words = ["compare", *options, "--comparison_methods", "head-only", "--output_dir", str(tmp_path)]
+    status, output, error = run(*words)
+    assert (status, error) == (1, "")
+    assert "head-only, seed 42, failed: RuntimeError: no such luck" in output
+
+
+def test_check_tells_what_is_missing_with_its_cells(trained, run, tmp_path):
+    status, output, _ = run("check", NOTEBOOK, tmp_path)
+    assert status == 1
+    assert output.startswith(
+        "missing            the folder has the adapter's configuration and its weights: call save_"
+    )
+    assert re.search(r"^found +a PEFT configuration is made, cell \d+, ", output, re.MULTILINE)
+    status, output, _ = run("check", NOTEBOOK, trained[0])
+    assert status == 0
+    assert re.search(
+        r"^found +the folder has the adapter's .*: copy .* beside LightweightFineTuning.ipynb$", output, re.M
+    )
+
+
+def test_package_writes_the_zip_that_was_named(trained, run, tmp_path):
+    zip_path = tmp_path / "hand_in.zip"
+    status, output, _ = run("package", NOTEBOOK, trained[0], "--zip_path", zip_path, "--allow_incomplete")
+    assert status == 0
+    assert "adapter/adapter_model.safetensors" in output
+    assert zip_path.is_file()
+
+
+# Help and errors
+
+
+def test_help_is_complete_and_grouped(run):
+    status, output, _ = run("--help")
+    assert status == 0
+    assert not [verb for verb in VERBS if not re.search(rf"^  {verb} +\S", output, re.MULTILINE)]
+    assert not [
+        field.name for field in fields(RunConfig) if not re.search(rf"^  --{field.name}\b", output, re.MULTILINE)
+    ]
+    # Python 3.13 writes "--lora_r, --lora-r INT" where older ones repeat INT.
+    order = ["model and data:", "  --dataset_name", "\nLoRA:", "  --lora_r", "\ntraining and evaluation:"]
+    assert [output.index(part) for part in order] == sorted(output.index(part) for part in order)
+    assert re.search(r"--lora[-_]r INT", output)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_has_help(verb, run):
+    status, output, _ = run(verb, "--help")
+    assert status == 0
+    assert output.startswith(f"usage: python -m peft_helpers {verb} ")
+    assert VERBS[verb].__doc__.split()[0] in output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["trian"],
+            "Unknown verb 'trian'; the known ones are train, evaluate, ",
+        ),
+        (["--epochs", "3"], "unrecognized arguments: --epochs 3. The known options are --profile, "),
+        (["train", "--seed", "one"], "argument --seed: invalid int value: 'one'. The known options"),
+        (["--dataset_name", "missing.csv"], "dataset_name is 'missing.csv': no data file there."),
+        (["compare", "--model_name_or_path", "./missing"], "'./missing': expected a folder with config.json and model"),
+        (["evaluate", "missing", "rows.csv"], "there is no folder 'missing'; name the one that an adapter was saved"),
+        (["evaluate", "{adapter}", "missing.csv"], "there is no file 'missing.csv'; name one that exists."),
+        (["evaluate", "{adapter}"], "the following arguments are required: file. See python -m peft_helpers evaluate"),
+        (["predict", "{adapter}"], "expected either texts or --file. See python -m peft_helpers predict --help."),
+        (["predict", "{adapter}", "good", "--file", "{reviews}"], "expected either texts or --file"),
+        (["predict", "{adapter}", "good", "--output_file", "{reviews}"], "which exists; name a new file."),
+        (["predict", "{empty}", "good"], "Expected the file run_config.json in the adapter's folder"),
+        (["check", "missing.ipynb"], "there is no file 'missing.ipynb'"),
+        (["package", NOTEBOOK, "{empty}"], "No zip was written. Missing: the folder has the adapter's configuration"),
+    ],
+)
+@pytest.mark.reliability("bad input")
+def test_errors_are_one_line(words, message, trained, reviews, run, monkeypatch, tmp_path):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LFT_ARGS", "--no_such_option")
+    places = {"adapter": trained[0], "reviews": reviews, "empty": tmp_path / "empty"}
+    status, output, error = run(*(word.format(**places) for word in words))
+    assert (status, output) == (1, "")
+    assert re.fullmatch(r"error: [^\n]+\n", error)
+    assert message in error
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_an_unexpected_error_is_told_with_its_type_and_notes(run, monkeypatch):
+    def fail(words):
+        error = KeyError("labels")
+        error.add_note("The folder is\nas it was.")
+        raise error
+
+    monkeypatch.setitem(VERBS, "check", fail)
+    assert run("check") == (1, "", "error: KeyError 'labels' The folder is as it was.\n")
+
+
+def test_the_traceback_is_shown_when_asked_for(run):
+    _, _, error = run("--dataset_name", "missing.csv", "--traceback")
+    assert error.startswith("Traceback (most recent call last):")
+    assert "FileNotFoundError: dataset_name is 'missing.csv'" in error
+
+
+@pytest.mark.reliability("fault")
+def test_an_interrupt_is_one_line(run, monkeypatch):
+    def interrupt(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(VERBS, "check", interrupt)
+    status, _, error = run("check")
+    assert (status, error.strip()) == (1, "error: KeyboardInterrupt")
+
+
+def test_a_launched_process_takes_the_configuration_of_the_first(monkeypatch):
+    started = []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("peft_helpers.distributed.start_processes", lambda: started.append(True))
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", lambda objects: ["the first one's", *objects[1:]])
+    assert command_line._parse_run_config("train", ["--profile", "offline"]) == "the first one's"
+    assert started
+
+
+def test_help_and_errors_do_not_wait_for_the_large_libraries(tmp_path):
+    script = """
+import sys
+from peft_helpers.app.command_line import main
+statuses = [main(words) for words in (["--help"], ["--epochs", "3"], ["--dataset_name", "missing.csv"],
+                                      ["predict", "missing", "text"])]
+slow = {"torch", "datasets", "pandas", "peft"} & sys.modules.keys()
+sys.exit(f"{statuses} {slow}")
+"""
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert process.stderr.splitlines()[-1] == "[0, 1, 1, 1] set()"
+
+
+def test_a_reader_that_has_had_enough_is_no_error():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "peft_helpers", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert process.communicate()[1] == b""
+    assert process.returncode == 1
+
+
+def test_the_module_is_the_command():
+    command = [sys.executable, "-m", "peft_helpers", "predict", "missing", "text"]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 1
+    assert process.stderr.startswith("error: argument adapter_dir: there is no folder 'missing'")

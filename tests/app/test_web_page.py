@@ -1,0 +1,326 @@
+import shutil
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pandas as pd
+import psutil
+import pytest
+from peft import LoraConfig, get_peft_model
+
+import peft_helpers as helpers
+from peft_helpers.app.web_page import EXAMPLES, classify_with_both, load_models, open_page, serve
+
+# Gradio 6 uses what pandas 3 keeps without effect; not ours to mend.
+pytestmark = pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")
+BASE, TUNED = "Before fine-tuning", "After fine-tuning"
+MARKUP = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>"
+
+
+def save_adapter(peft_model, tokenizer, config) -> Path:
+    """Save the folder as the notebook does."""
+    tokenizer.model_max_length = config.max_length
+    peft_model.save_pretrained(config.output_dir)
+    peft_model.config.save_pretrained(config.output_dir)
+    tokenizer.save_pretrained(config.output_dir)
+    helpers.save_run_config(config, config.output_dir)
+    return Path(config.output_dir)
+
+
+@pytest.fixture
+def adapter_dir(peft_model, tokenizer, config) -> Path:
+    return save_adapter(peft_model, tokenizer, config)
+
+
+@pytest.fixture
+def untuned(config, tokenizer):
+    return helpers.load_base_model(config, ["negative", "positive"], tokenizer)
+
+
+def probabilities(model, tokenizer, text: str) -> dict[str, float]:
+    table = helpers.classify_texts(model, tokenizer, [text])
+    return {name: pytest.approx(float(table[f"P({name})"][0]), abs=1e-6) for name in model.config.id2label.values()}
+
+
+def test_both_models_give_each_label_its_probability(peft_model, untuned, tokenizer):
+    tuned_answer, untuned_answer, note = classify_with_both("a fine film", peft_model, untuned, tokenizer, 11)
+    assert tuned_answer == probabilities(peft_model, tokenizer, "a fine film")
+    assert untuned_answer == probabilities(untuned, tokenizer, "a fine film")
+    assert tuned_answer != untuned_answer
+    assert note == ""
+
+
+def test_the_tuned_model_and_the_one_that_it_began_from_are_loaded(adapter_dir, peft_model, untuned, tokenizer):
+    tuned, before, loaded_tokenizer = load_models(adapter_dir)
+    texts = ["a fine film", "bad", ""]
+    for loaded, model in ((tuned, peft_model), (before, untuned)):
+        expected = helpers.classify_texts(model, tokenizer, texts)
+        pd.testing.assert_frame_equal(helpers.classify_texts(loaded, loaded_tokenizer, texts), expected)
+
+
+@pytest.mark.reliability("fault")
+def test_a_base_model_that_has_gone_is_named(adapter_dir, config):
+    helpers.save_run_config(replace(config, model_name_or_path="./gone"), adapter_dir)
+    with pytest.raises(FileNotFoundError, match=r"model_name_or_path is './gone': expected a folder"):
+        load_models(adapter_dir)
+
+
+@pytest.mark.reliability("fault")
+def test_an_adapter_is_checked_before_it_is_loaded(adapter_dir):
+    (adapter_dir / "adapter_model.safetensors").rename(adapter_dir / "adapter_model.bin")
+    with pytest.raises(FileNotFoundError, match="Pickled weights can run any code"):
+        load_models(adapter_dir)
+
+
+def test_a_text_that_was_cut_is_told_of(peft_model, untuned, tokenizer):
+    tokenizer.model_max_length = 5
+    text = "the cast is a joy to watch " * 9
+    length = len(tokenizer(text)["input_ids"])
+    note = classify_with_both(text, peft_model, untuned, tokenizer, 5000)[2]
+    assert note == f"The models have read the first 5 of the text's {length} tokens."
+
+
+@pytest.mark.reliability("bad input")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "Write or paste a text first"),
+        (" \n\t\u2003", "Write or paste a text first"),
+        ("good film!!", "too long: at most 10 characters are read; shorten it"),
+        ("a \ud83d", "half of a surrogate pair"),
+    ],
+    ids=["empty", "blank", "too long", "half a character"],
+)
+def test_a_text_that_cannot_be_read_is_answered(text, message, peft_model, untuned, tokenizer):
+    with pytest.raises(ValueError, match=message):
+        classify_with_both(text, peft_model, untuned, tokenizer, 10)
+
+
+@pytest.mark.reliability("fault")
+def test_without_gradio_the_command_that_installs_it_is_named(adapter_dir, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(ImportError, match=r"python -m pip install -r peft_helpers/app/serve_requirements\.txt"):
+        open_page(adapter_dir)
+
+
+@pytest.mark.reliability("bad input")
+def test_a_port_in_use_is_named(adapter_dir):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"port {port} .*in use.* choose another --server_port"):
+            open_page(adapter_dir, server_port=port)
+
+
+@pytest.mark.reliability("bad input")
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"server_port": 70_000}, OSError, "port 70000 .* from 1024 to 65535"),
+        ({"server_name": "203.0.113.1"}, OSError, "Cannot listen on 203.0.113.1, .* 127.0.0.1 is this machine"),
+        ({"max_characters": 0}, ValueError, "max_characters is 0; it must be greater than 0"),
+    ],
+    ids=["port out of range", "not this machine's address", "no characters"],
+)
+def test_options_are_checked_before_anything_is_loaded(arguments, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        open_page(tmp_path / "no adapter", **arguments)
+
+
+@pytest.mark.reliability("bad input")
+def test_a_folder_without_an_adapter_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"Expected the file run_config.json .* found none"):
+        open_page(tmp_path)
+
+
+@pytest.fixture
+def opened(adapter_dir, tmp_path, monkeypatch):
+    """Open the page of an adapter; it is closed when the test ends."""
+    pytest.importorskip("gradio", reason="gradio, an optional requirement, is not installed")
+    pages = []
+    monkeypatch.chdir(tmp_path)
+
+    def start(folder=adapter_dir, **options):
+        pages.append(open_page(folder, **options))
+        return pages[-1]
+
+    yield start
+    for page in pages:
+        page.close()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright, for these tests only, is not installed")
+    executable = shutil.which("chromium") or shutil.which("google-chrome")
+    if executable is None:
+        pytest.skip("there is no chromium")
+    with sync_api.sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=executable)
+
+
+@pytest.fixture
+def visit(browser):
+    """Open an address in a browser window of its own, which keeps a list of its requests."""
+    windows = []
+
+    def start(url: str, **options):
+        window = browser.new_page(**options)
+        window.set_default_timeout(10_000)
+        window.requests = []
+        window.on("request", lambda request: window.requests.append(request.url))
+        window.goto(url)
+        windows.append(window)
+        return window
+
+    yield start
+    for window in windows:
+        window.close()
+
+
+def classify(window, text: str) -> None:
+    window.get_by_label("Text").fill(text)
+    window.get_by_role("button", name="Classify").click()
+
+
+def block(window, label: str):
+    return window.get_by_test_id("label").filter(has_text=label)
+
+
+def read_bars(window, label: str) -> dict[str, float]:
+    bars = block(window, label).get_by_role("meter")
+    bars.first.wait_for()
+    return {bar.get_attribute("aria-label"): float(bar.get_attribute("value")) for bar in bars.all()}
+
+
+def hosts(window) -> set[str]:
+    return {urlsplit(url).netloc for url in window.requests if urlsplit(url).scheme not in ("data", "blob")}
+
+
+def test_the_page_shows_both_models_bars(opened, visit, peft_model, untuned, tokenizer):
+    page = opened()
+    window = visit(page.local_url)
+    classify(window, "a dull film")
+    for model, label in ((peft_model, TUNED), (untuned, BASE)):
+        expected = probabilities(model, tokenizer, "a dull film")
+        bars = read_bars(window, label)
+        assert bars == expected
+        assert block(window, label).get_by_test_id("label-output-value").inner_text() == max(bars, key=bars.get)
+    assert hosts(window) == {f"127.0.0.1:{page.server_port}"}
+
+
+def test_an_adapter_that_was_trained_names_the_right_label(opened, visit, new_trainer, tokenizer, config):
+    trainer = new_trainer(num_train_epochs=6)
+    trainer.train()
+    window = visit(opened(save_adapter(trainer.model, tokenizer, replace(config, output_dir="trained"))).local_url)
+    for text, label in (("a fine film", "positive"), ("a dull film", "negative")):
+        classify(window, text)
+        block(window, TUNED).get_by_role("heading", name=label).wait_for()
+
+
+def test_an_example_is_classified_when_it_is_clicked(opened, visit, peft_model, tokenizer):
+    window = visit(opened().local_url)
+    window.get_by_text(EXAMPLES[2]).click()
+    assert read_bars(window, TUNED) == probabilities(peft_model, tokenizer, EXAMPLES[2])
+    assert window.get_by_label("Text").input_value() == EXAMPLES[2]
+
+
+def test_what_cannot_be_read_is_told_on_the_page_and_takes_the_bars_away(opened, visit):
+    window = visit(opened(max_characters=20).local_url)
+    for text, message in (("x" * 21, "at most 20 characters are read"), (" ", "Write or paste a text first")):
+        classify(window, "good")
+        read_bars(window, TUNED)
+        classify(window, text)
+        window.get_by_text(message).wait_for()
+        block(window, TUNED).get_by_role("meter").first.wait_for(state="detached")
+    classify(window, "good")
+    read_bars(window, TUNED)
+    assert not window.get_by_text("Write or paste").count()
+
+
+def test_pasting_too_much_is_told_rather_than_cut_in_silence(opened, visit):
+    window = visit(opened(max_characters=20).local_url)
+    window.get_by_label("Text").click()
+    window.keyboard.insert_text("\U0001f600" * 500)
+    assert len(window.get_by_label("Text").input_value()) <= 30
+    window.get_by_role("button", name="Classify").click()
+    window.get_by_text("at most 20 characters are read").wait_for()
+
+
+def test_markup_is_shown_as_text(opened, visit, config, tokenizer):
+    """Names come with an adapter, which may be somebody else's; a text is whatever was pasted."""
+    labels = [MARKUP, "{{7*7}} ${7*7}"]
+    lora = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", fan_in_fan_out=True)
+    model = get_peft_model(helpers.load_base_model(config, labels, tokenizer), lora)
+    name = f"{MARKUP} ![picture](http://203.0.113.1/p.png) [link](javascript:window.hacked=1) </title>"
+    folder = save_adapter(model, tokenizer, replace(config, dataset_name=name, output_dir="markup"))
+    page = opened(folder)
+    window = visit(page.local_url)
+    window.on("dialog", lambda dialog: pytest.fail(dialog.message))
+    classify(window, MARKUP)
+    assert set(read_bars(window, TUNED)) == set(labels)
+    window.get_by_text(name).wait_for()
+    window.wait_for_timeout(200)
+    assert window.evaluate("window.hacked") is None
+    assert window.locator("img[src=x], img[src*='203.0.113.1'], a[href^='javascript']").count() == 0
+    assert hosts(window) == {f"127.0.0.1:{page.server_port}"}
+
+
+@pytest.mark.parametrize("color_scheme", ["light", "dark"])
+def test_the_page_fits_a_phone_and_follows_the_browsers_colours(color_scheme, opened, visit):
+    window = visit(opened().local_url, viewport={"width": 400, "height": 800}, color_scheme=color_scheme)
+    classify(window, "good")
+    read_bars(window, BASE)
+    assert window.evaluate("document.documentElement.scrollWidth") <= 400
+    for label in (TUNED, BASE):
+        assert block(window, label).bounding_box()["width"] > 280
+    red = window.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]")
+    assert (int(red) < 50) == (color_scheme == "dark")
+
+
+def listening(port: int) -> set[str]:
+    connections = psutil.Process().net_connections(kind="inet")
+    return {found.laddr.ip for found in connections if found.status == "LISTEN" and found.laddr.port == port}
+
+
+def test_it_listens_on_this_machine_only_unless_told_otherwise(opened):
+    assert listening(opened().server_port) == {"127.0.0.1"}
+    assert listening(opened(server_name="0.0.0.0").server_port) == {"0.0.0.0"}
+
+
+def test_it_neither_gives_nor_takes_nor_writes_files_and_publishes_no_interface(opened, tmp_path):
+    httpx = pytest.importorskip("httpx")
+    before = set(tmp_path.rglob("*"))
+    page = opened()
+    with httpx.Client(base_url=page.local_url) as client:
+        assert client.get(f"gradio_api/file={tmp_path}/adapter/config.json").status_code == 403
+        assert client.post("gradio_api/upload", files={"files": ("a.txt", b"text")}).status_code == 413
+        assert client.get("openapi.json").status_code == 404
+        assert client.get("gradio_api/info").json() == {"named_endpoints": {}, "unnamed_endpoints": {}}
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_the_environment_opens_nothing(opened, monkeypatch):
+    monkeypatch.setattr("gradio.networking.setup_tunnel", lambda **_: "https://tunnel.example")
+    for name in ("SHARE", "ANALYTICS_ENABLED", "RUN_HISTORY"):
+        monkeypatch.setenv(f"GRADIO_{name}", "True")
+    monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
+    page = opened()
+    assert listening(page.server_port) == {"127.0.0.1"}
+    assert page.share_url is None
+    assert not any((page.analytics_enabled, page.run_history))
+
+
+def test_serve_keeps_the_page_open(adapter_dir, monkeypatch, capsys):
+    gradio = pytest.importorskip("gradio", reason="gradio, an optional requirement, is not installed")
+    seen = []
+
+    def block_thread(page):
+        seen.append(page.is_running)
+        page.close()
+
+    monkeypatch.setattr(gradio.Blocks, "block_thread", block_thread)
+    serve(adapter_dir)
+    assert seen == [True]
+    assert "The page is open at http://127.0.0.1:" in capsys.readouterr().out

@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+
+from peft_helpers.comparison.baselines import CLASSICAL, MAJORITY
+from peft_helpers.comparison.tables import compare_methods_to, describe_methods, format_methods, summarize_methods
+
+
+@pytest.fixture
+def results():
+    run = {"parameters": 1000, "error": None, "train_seconds": 2.0, "peak_memory_mb": 10.0, "adapter_mb": 0.5}
+    right, half = [0, 0, 1, 1], [0, 0, 0, 0]
+    return [
+        run | {"method": "full", "trainable_parameters": 1000, "accuracy": 1.0, "f1": 1.0, "predictions": right,
+               "reload_verified": None},
+        run | {"method": "ia3", "trainable_parameters": 20, "accuracy": 1.0, "f1": 1.0, "predictions": right,
+               "reload_verified": True},
+        run | {"method": "ia3", "trainable_parameters": 20, "accuracy": 0.5, "f1": 1 / 3, "predictions": half,
+               "reload_verified": True},
+        {"method": "dora", "error": "RuntimeError: no memory"},
+    ]  # fmt: skip
+
+
+def test_methods_are_summarised_over_seeds(results):
+    summary = summarize_methods(results, np.array([0, 0, 1, 1]))
+    assert summary.index.tolist() == ["ia3", "full"]
+    ia3 = summary.loc["ia3"]
+    assert (ia3["seeds"], ia3["accuracy"], ia3["share"]) == (2, 0.75, 0.02)
+    assert (ia3["f1"], ia3["f1_min"], ia3["f1_max"]) == pytest.approx((2 / 3, 1 / 3, 1))
+    assert ia3["f1_low"] < ia3["f1"] < ia3["f1_high"]
+
+
+def test_methods_are_compared_to_one_of_them(results):
+    table = compare_methods_to("full", [*results, results[0] | {"method": "bad", "predictions": [1, 1, 1, 0]}],
+                               np.array([0, 0, 1, 1]))  # fmt: skip
+    assert table.index.tolist() == ["ia3", "bad"]  # the best first
+    assert table.iloc[0].tolist() == ["+0.000 [+0.000, +0.000]", "p = 1.000"]
+    assert table.iloc[1, 0].startswith("-0.8")
+    with pytest.raises(ValueError, match="'dora' is not among the results: full, ia3"):
+        compare_methods_to("dora", results, np.array([0, 0, 1, 1]))
+
+
+def test_methods_are_readable(results):
+    text = format_methods(summarize_methods(results, np.array([0, 0, 1, 1])))
+    assert text.loc["ia3", "F1, worst to best seed"] == "0.333 to 1.000, 2 seeds"
+    assert text.loc["full", "F1, worst to best seed"] == ""
+    assert text["reload verified"].tolist() == ["yes", "not kept"]
+    assert text["share"].tolist() == ["2.00%", "100.00%"]
+
+
+def test_the_best_peft_method_is_told_beside_full_fine_tuning_and_the_classical_model(results):
+    classical = {"method": CLASSICAL, "accuracy": 0.5, "f1": 1 / 3, "predictions": [0] * 4}
+    said = describe_methods([*results, results[0] | classical], np.array([0, 0, 1, 1])).split("\n")
+    assert said == [
+        "The best PEFT method here is ia3: macro F1 0.667.",
+        "Full fine-tuning reaches 1.000: ia3 is 0.333 below it.",
+        f"{CLASSICAL} reaches 0.333: ia3 is 0.333 above it.",
+    ]
+    assert describe_methods(results[:1], np.array([0, 0, 1, 1])) == "No PEFT method was compared."
+
+
+def test_a_table_is_made_where_no_method_succeeded():
+    references = np.array([0, 0, 1, 1])
+    reference_points = [
+        {"method": name, "seed": 0, "trainable_parameters": 0, "accuracy": 0.5, "f1": 1 / 3, "predictions": [0] * 4,
+         "train_seconds": 0.0, "error": None} for name in (MAJORITY, CLASSICAL)
+    ]  # fmt: skip
+    results = [*reference_points, {"method": "ia3", "seed": 0, "error": "RuntimeError: no memory"}]
+    text = format_methods(summarize_methods(results, references))
+    assert text.loc[CLASSICAL].tolist() == ["0", "", "0.500", text.iloc[1, 3], "", "0", "", "", ""]
+    assert compare_methods_to(CLASSICAL, results, references).index.tolist() == [MAJORITY]
+    assert compare_methods_to(MAJORITY, results[:1], references).empty
+
+
+def test_full_fine_tuning_alone_is_not_kept(results):
+    assert format_methods(summarize_methods(results[:1], np.array([0, 0, 1, 1])))["reload verified"].tolist() == [
+        "not kept"
+    ]

@@ -1,0 +1,234 @@
+import gzip
+import json
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+from conftest import LABELS, python_peak
+from datasets import ClassLabel, Dataset, IterableDataset, IterableDatasetDict, load_dataset
+from peft import LoraConfig, get_peft_model
+from transformers import TrainerCallback
+
+from peft_helpers import (
+    RunConfig,
+    changed_parameters,
+    fingerprint_parameters,
+    guard_training,
+    load_base_model,
+    load_dataset_arguments,
+    make_trainer,
+    predict,
+    prepare_splits,
+)
+from peft_helpers.sources.streaming import EVAL_ROWS, group_by_length, prepare_stream, tokenize_stream
+
+STREAMING = {"streaming": True, "max_steps": 12, "max_eval_rows": 8}
+
+
+def stream(**splits: dict[str, list]) -> IterableDatasetDict:
+    return IterableDatasetDict({
+        name: Dataset.from_dict(columns).to_iterable_dataset(num_shards=2) for name, columns in splits.items()
+    })  # fmt: skip
+
+
+def rows(number: int, mark: str = "", labels=("bad", "good")) -> dict[str, list]:
+    texts = [f"text {row}{mark} {'long ' * (row % 7)}" for row in range(number)]
+    return {"text": texts, "label": [labels[row % len(labels)] for row in range(number)]}
+
+
+@pytest.fixture
+def streamed(config):
+    return replace(config, **STREAMING)
+
+
+def test_missing_splits_are_drawn_from_all_of_train_and_kept_out_of_it(streamed):
+    raw = rows(400)
+    dataset = prepare_stream(stream(train=raw), replace(streamed, max_eval_rows=60))
+    assert isinstance(dataset["train"], IterableDataset)
+    assert {name: dataset[name].num_rows for name in ("test", "validation")} == {"test": 60, "validation": 40}
+    numbers = [int(text.split()[1]) for text in [*dataset["test"]["text"], *dataset["validation"]["text"]]]
+    assert np.histogram(numbers, bins=4, range=(0, 400))[0].min() >= 15  # of the 25 that each quarter has on average
+    once = list(islice(dataset["train"], 300))
+    kept = {row["text"] for row in once}
+    assert len(once) == 300
+    assert not kept & {*dataset["test"]["text"], *dataset["validation"]["text"]}
+    assert len(kept) == 300
+    for row in [*once, *dataset["test"], *dataset["validation"]]:
+        assert LABELS_OF[dataset["train"].features["label"].int2str(row["label"])] == int(row["text"].split()[1]) % 2
+
+
+LABELS_OF = {"bad": 0, "good": 1}
+
+
+def test_the_stream_has_no_end_and_a_seeded_order(streamed):
+    texts = [
+        [row["text"] for row in islice(prepare_stream(stream(train=rows(50)), each)["train"], 100)]
+        for each in (streamed, streamed, replace(streamed, seed=1))
+    ]
+    assert len(texts[0]) == 100
+    assert texts[0] == texts[1] != texts[2]
+    assert texts[0][:36] != sorted(texts[0][:36])
+
+
+def test_given_splits_are_sampled_and_an_unlabelled_test_is_replaced(streamed):
+    raw = stream(train=rows(40), dev=rows(30, "v"), test=rows(20, "t", labels=[""]))
+    dataset = prepare_stream(raw, streamed)
+    assert all("v" in text for text in dataset["test"]["text"])
+    assert dataset["test"].num_rows == 8
+    assert dataset["validation"].num_rows == 4  # a tenth of train
+
+
+def test_by_default_some_rows_are_kept_in_memory(streamed):
+    raw = stream(train=rows(60), validation=rows(EVAL_ROWS + 500, "v"), test=rows(20, "t"))
+    dataset = prepare_stream(raw, replace(streamed, max_eval_rows=None))
+    assert (dataset["validation"].num_rows, dataset["test"].num_rows) == (EVAL_ROWS, 20)
+
+
+def test_class_labels_need_no_pass_over_train(streamed):
+    raw = stream(train=rows(40, labels=[1, 0]), validation=rows(9, "v", [1, 0]), test=rows(9, "t", [1, 0]))
+    label = ClassLabel(names=["zebra", "ant"])
+    raw = IterableDatasetDict({name: split.cast_column("label", label) for name, split in raw.items()})
+    read = []
+    raw["train"] = raw["train"].map(lambda row: read.append(row) or row, features=raw["train"].features)
+    dataset = prepare_stream(raw, streamed)
+    assert dataset["train"].features["label"] == label
+    # What columns are told by, which is the whole of so small a data set, and a batch to see that there is one.
+    assert len(read) == 2 * 40
+
+
+def test_rows_without_text_or_label_and_texts_of_other_splits_are_left_out(streamed):
+    train = rows(40)
+    train["text"][:3], train["label"][3] = [None, " ", "shared"], None
+    test = rows(9, "t")
+    test["text"][0] = "shared"
+    dataset = prepare_stream(stream(train=train, validation=rows(9, "v"), test=test), streamed)
+    # 8 of 9 test rows are drawn: with the seed of the fixture, the shared one is among them.
+    assert "shared" in dataset["test"]["text"]
+    assert {row["text"] for row in islice(dataset["train"], 200)} == set(train["text"][4:])
+
+
+@pytest.mark.parametrize(
+    ("splits", "changes", "message"),
+    [
+        ({"test": rows(40)}, {}, r"has the splits \['test'\]; expected one named train"),
+        ({"train": rows(40), "val": rows(9), "dev": rows(9)}, {}, "Several of the splits"),
+        ({"train": rows(40)}, {"label_column": "stars"}, "label_column is 'stars', which the data set lacks"),
+        ({"train": rows(40, labels=["good"])}, {}, r"one label only, \['good'\]"),
+        ({"train": rows(4)}, {}, "No rows are left for validation; the data set is too small"),
+        ({"train": rows(3000, labels=[str(n) for n in range(1500)])}, {}, "more than 1,000 labels in its first 1,001"),
+        ({"train": rows(40), "test": rows(9, "t", ["good", "mixed"])}, {}, r"test has the labels \['mixed'\]"),
+        ({"train": rows(4), "validation": rows(8, "v"), "test": rows(8)}, {}, "No row is left to train on"),
+    ],
+)
+@pytest.mark.reliability("bad input")
+def test_a_stream_that_cannot_be_trained_on_is_refused(streamed, splits, changes, message):
+    with pytest.raises(ValueError, match=message):
+        prepare_stream(stream(**splits), replace(streamed, **changes))
+
+
+@pytest.mark.reliability("bad input")
+def test_prepare_splits_refuses_a_stream(streamed):
+    with pytest.raises(ValueError, match="take prepare_stream, or leave out --streaming"):
+        prepare_splits(stream(train=rows(40)), streamed)
+
+
+def test_a_file_is_streamed_as_it_would_be_loaded(tmp_path, streamed):
+    raw = rows(40)
+    lines = [json.dumps({"review": t, "label": label}) for t, label in zip(raw["text"], raw["label"], strict=True)]
+    with gzip.open(tmp_path / "train.jsonl.gz", "wt") as file:
+        file.write("\n".join(lines))
+    Dataset.from_dict(raw).rename_column("text", "review").to_pandas().to_csv(tmp_path / "train.csv", index=False)
+    found = []
+    for name in ("train.jsonl.gz", "train.csv"):
+        config = replace(streamed, dataset_name=str(tmp_path / name))
+        dataset = prepare_stream(load_dataset(**load_dataset_arguments(config)), config)
+        found.append([dataset["test"][:], list(islice(dataset["train"], 50))])
+    assert found[0] == found[1]
+    assert len(found[0][1]) == 50
+
+
+def test_rows_of_like_length_share_a_batch_and_none_is_lost():
+    lengths = np.random.default_rng(0).integers(1, 100, 400).tolist()
+    grouped = group_by_length({"length": lengths, "row": list(range(400))}, rows=8)
+    assert sorted(grouped["row"]) == list(range(400))
+    assert [lengths[row] for row in grouped["row"]] == grouped["length"]
+    groups = np.array(grouped["length"]).reshape(-1, 8)
+    assert np.ptp(groups, axis=1).max() < 15
+    assert not (np.diff(groups.max(axis=1)) > 0).all()  # short and long ones in turn
+
+
+def test_what_is_held_does_not_grow_with_the_stream(streamed, monkeypatch):
+    monkeypatch.setattr("peft_helpers.sources.streaming.SHUFFLE_BUFFER", 100)
+
+    def peak(number: int) -> int:
+        texts = [f"{row} {'long ' * 200}" for row in range(number)]
+        raw = stream(train={"text": texts, "label": [0, 1] * (number // 2)})
+        return python_peak(lambda: list(islice(prepare_stream(raw, streamed)["train"], 10)))
+
+    peak(100)  # what is imported at the first call
+    assert peak(6_000) < 1.2 * peak(2_000)
+
+
+class Stop(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        if state.global_step == 8:
+            raise RuntimeError("stopped")
+
+
+@pytest.fixture
+def new_streaming_trainer(streamed, tokenizer):
+    def make(**changes):
+        config = replace(streamed, **changes)
+        raw = stream(train=rows(45), validation=rows(9, "v"), test=rows(9, "t"))
+        tokenized = tokenize_stream(prepare_stream(raw, config), tokenizer, config)
+        model = load_base_model(config, LABELS, tokenizer)
+        lora = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", lora_dropout=0.1, fan_in_fan_out=True)
+        return make_trainer(get_peft_model(model, lora), tokenizer, tokenized, config), tokenized
+
+    return make
+
+
+def test_a_stream_is_trained_on_for_max_steps_also_beyond_its_end(new_streaming_trainer, streamed, tokenizer):
+    trainer, tokenized = new_streaming_trainer(max_steps=16)  # 64 rows, of 45 in the stream
+    before = fingerprint_parameters(trainer.model)
+    trainer.train()
+    assert trainer.state.global_step == 16
+    assert changed_parameters(before, trainer.model)
+    assert predict(trainer.model, tokenizer, tokenized["test"], streamed).predictions.shape == (8, 2)
+
+
+@pytest.mark.reliability("fault")
+def test_a_streamed_run_that_failed_goes_on_and_ends_as_if_nothing_had_happened(new_streaming_trainer):
+    whole, _ = new_streaming_trainer()
+    whole.train()
+    broken, _ = new_streaming_trainer()
+    broken.add_callback(Stop())
+    with pytest.raises(RuntimeError, match="stopped"), guard_training(broken) as checkpoint:
+        broken.train(resume_from_checkpoint=checkpoint)
+    again, _ = new_streaming_trainer()
+    with guard_training(again) as checkpoint:
+        assert checkpoint is not None
+        again.train(resume_from_checkpoint=checkpoint)
+    assert fingerprint_parameters(again.model) == fingerprint_parameters(whole.model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"streaming": True}, "streaming needs --max_steps"),
+        ({**STREAMING, "max_train_rows": 5}, "streaming takes no --max_train_rows"),
+        ({**STREAMING, "dataset_name": "bbc-news"}, "bbc-news cannot be streamed"),
+        ({"max_steps": 0}, "max_steps is 0; it must be greater than 0"),
+    ],
+)
+@pytest.mark.reliability("bad input")
+def test_combinations_that_cannot_be_streamed_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        RunConfig(**changes)
+
+
+@pytest.mark.reliability("bad input")
+def test_one_step_is_refused(new_streaming_trainer):
+    with pytest.raises(ValueError, match="max_steps is 1: one training step"):
+        new_streaming_trainer(max_steps=1)

@@ -1,0 +1,206 @@
+"""A run in processes of its own: always the same, also when it was killed on the way or is shared by two of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import transformers
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, TrainingArguments
+
+import peft_helpers as helpers
+from peft_helpers import adapters, distributed, training
+
+SCRIPT = Path(__file__).with_name("short_run.py")
+BUDGET = "--profile offline --max_train_rows 8 --max_eval_rows 20 --max_length 64 --num_train_epochs 3 \
+--per_device_train_batch_size 8 --lora_dropout 0.05"
+LAST_CHECKPOINT, KILLED_AT = 15, 17  # of 24 steps, in the last of three epochs; a checkpoint every third step
+
+
+def start(
+    folder: Path, hash_seed: str, *arguments: str, launcher: tuple[str, ...] = (), options: str = ""
+) -> subprocess.Popen:
+    command = [sys.executable, *launcher, str(SCRIPT), *arguments]
+    options = f"{BUDGET} --output_dir {folder / 'adapter'} --checkpoint_dir {folder / 'checkpoints'} {options}"
+    # One thread: with several, two processes at a time would only wait for each other.
+    settings = {"PYTHONPATH": ".", "PYTHONHASHSEED": hash_seed, "LFT_ARGS": options, "OMP_NUM_THREADS": "1"}
+    settings["HF_HOME"] = str(folder)  # where Accelerate would look for a configuration file of the user's
+    return subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.PIPE, text=True)
+
+
+def result(output: str) -> dict:
+    found = json.loads(output.splitlines()[-1])
+    for entry in found["log_history"]:  # what a clock measured, and a mean over the steps of this process only
+        for name in [name for name in entry if name.endswith(("_runtime", "_per_second")) or name == "train_loss"]:
+            del entry[name]
+    return found
+
+
+def adapter(folder: Path) -> bytes:
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs at a time: one that is let be and one that is killed; then another that is let be and the killed one."""
+    whole, again, killed = (tmp_path_factory.mktemp(name) for name in ("whole", "again", "killed"))
+    first, second = start(whole, "1"), start(killed, "2", str(KILLED_AT))
+    outputs = {whole: first.communicate(timeout=300)[0]}
+    second.communicate(timeout=300)
+    assert (first.returncode, second.returncode) == (0, -signal.SIGKILL)
+    left = sorted(path.name for path in killed.glob("checkpoints/*/checkpoint-*"))
+    assert f"checkpoint-{LAST_CHECKPOINT}" in left
+    third, fourth = start(again, "3"), start(killed, "4")
+    outputs |= {again: third.communicate(timeout=300)[0], killed: fourth.communicate(timeout=300)[0]}
+    assert (third.returncode, fourth.returncode) == (0, 0)
+    return outputs
+
+
+def test_two_runs_in_fresh_processes_are_the_same_to_the_last_bit(runs):
+    whole, again, _ = runs
+    assert result(runs[whole]) == result(runs[again])
+    assert adapter(whole) == adapter(again)
+
+
+@pytest.mark.reliability("fault")
+def test_a_killed_run_that_is_started_again_ends_as_if_nothing_had_happened(runs):
+    whole, _, killed = runs
+    assert f"Resuming from step {LAST_CHECKPOINT} of an interrupted run.\n" in runs[killed]
+    assert "Resuming" not in runs[whole]
+    assert result(runs[whole]) == result(runs[killed])
+    assert adapter(whole) == adapter(killed)
+
+
+def test_a_run_leaves_no_checkpoints(runs):
+    for folder in runs:
+        assert list((folder / "checkpoints").iterdir()) == []
+
+
+# Several processes
+
+
+LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
+          "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0")  # fmt: skip
+# Without dropout, whose masks would differ. 20 texts make more than 80 passages, so that 10 steps of 8 end before an
+# incomplete last batch, which Accelerate fills up for the second process. 20 test rows are no multiple of 2 * 3.
+SAME_BATCH = "--lora_dropout 0 --max_train_rows 20 --max_steps 10 --per_device_eval_batch_size 3"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """The same run in two processes with half of the batch each and in one: folder and output of each."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("two", "one")]
+    two = start(folders[0], "1", launcher=LAUNCH, options=f"{SAME_BATCH} --per_device_train_batch_size 4")
+    one = start(folders[1], "2", options=SAME_BATCH)
+    outputs = [process.communicate(timeout=300)[0] for process in (two, one)]
+    assert (two.returncode, one.returncode) == (0, 0)
+    return list(zip(folders, outputs, strict=True))
+
+
+def test_two_processes_with_half_of_the_batch_each_train_as_one(shared):
+    two, one = (result(output) for _, output in shared)
+    assert (two["processes"], one["processes"]) == (2, 1)
+    assert two["metrics"] == one["metrics"]
+    assert two["label_ids"] == one["label_ids"]  # each test row once, in the data set's order
+    assert len(two["label_ids"]) == 20
+    np.testing.assert_allclose(two["logits"], one["logits"], atol=1e-4)
+    losses = [[entry["loss"] for entry in each["log_history"] if "loss" in entry] for each in (two, one)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    assert len(losses[0]) == 10  # one for each step
+
+
+def test_one_of_the_processes_prints_and_writes(shared):
+    (two, output), (one, expected) = shared
+    lines = [[line for line in text.splitlines() if not line.startswith("{")] for text in (output, expected)]
+    assert lines[0] == lines[1]
+    assert lines[0][0] == "Profile offline: as asked for."
+    assert len(lines[0]) == 3  # how many rows of train and of validation are left out
+    assert output.count('"log_history"') == 1
+    files = [sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) for folder in (two, one)]
+    assert files[0] == files[1]
+    assert "adapter/adapter_model.safetensors" in files[0]
+
+
+def test_the_adapter_of_two_processes_is_that_of_one(shared, monkeypatch):
+    (two, output), (one, _) = shared
+    assert (two / "adapter/adapter_config.json").read_text() == (one / "adapter/adapter_config.json").read_text()
+    mine, theirs = (load_file(folder / "adapter/adapter_model.safetensors") for folder in (two, one))
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-4)
+    config = helpers.parse_run_config(f"{BUDGET} --per_device_eval_batch_size 3")
+    dataset = helpers.prepare_splits(helpers.load_bbc_news(), config)
+    tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
+    model = helpers.load_base_model(config, dataset["train"].features["label"].names, tokenizer)
+    reloaded = PeftModel.from_pretrained(model, str(two / "adapter"))
+    test = helpers.tokenize_dataset(dataset["test"], tokenizer, config.max_length)
+    logits = helpers.predict(reloaded, tokenizer, test, config).predictions
+    np.testing.assert_array_equal(logits, np.array(result(output)["logits"], dtype=np.float32))
+
+
+@pytest.fixture
+def second_of_two(monkeypatch):
+    """Everything in this process as the second of two, which wait for nobody."""
+    state = SimpleNamespace(is_main_process=False, num_processes=2, wait_for_everyone=lambda: None)
+    for module in (adapters, distributed, training):
+        monkeypatch.setattr(module, "process_state", lambda: state)
+
+
+def test_another_process_than_the_first_keeps_quiet(second_of_two, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    with warnings.catch_warnings():
+        distributed.start_processes()
+        print("second")
+        warnings.warn("second", stacklevel=1)
+    assert sys.stdout.name == os.devnull
+    sys.stdout.close()
+    assert not any(capfd.readouterr())
+    assert datasets.utils.are_progress_bars_disabled()
+    datasets.enable_progress_bars()
+    transformers.logging.enable_progress_bar()
+
+
+def test_what_another_process_than_the_first_saves_is_discarded(second_of_two, tmp_path):
+    with helpers.replace_folder(tmp_path / "adapter") as folder:
+        (folder / "weights").touch()
+    assert list(tmp_path.iterdir()) == []
+    assert not folder.exists()
+
+
+@pytest.mark.reliability("bad input")
+def test_several_processes_of_which_the_launcher_starts_one_are_refused(monkeypatch):
+    for name in ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "no")
+    with pytest.raises(ValueError, match=r"asked for several processes but has started one.*Launch with --multi_gpu"):
+        distributed.start_processes()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    distributed._check_launcher()
+
+
+def test_one_of_several_gpus_is_used_and_a_line_says_so(new_trainer, monkeypatch, capsys):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.nn.DataParallel, "__init__", lambda *_: pytest.fail("the model was wrapped"))
+    assert TrainingArguments(output_dir="unused").n_gpu == 2  # what the Trainer would go by
+    trainer = new_trainer(num_train_epochs=1)
+    assert (trainer.args.n_gpu, trainer.args.train_batch_size) == (1, 4)
+    with monkeypatch.context() as training:
+        training.setattr(torch.accelerator, "is_available", lambda: False)  # the optimizer would look for its stream
+        trainer.train()
+    assert trainer.state.global_step == 32 / 4
+    helpers.predict(trainer.model, trainer.processing_class, trainer.eval_dataset, helpers.RunConfig())
+    assert "One of 2 GPUs is used." in capsys.readouterr().out
+
+
+def test_one_gpu_needs_no_line(new_trainer, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    new_trainer()
+    assert "GPU" not in capsys.readouterr().out
