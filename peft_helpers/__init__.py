@@ -15,7 +15,7 @@ _NAMES = {
     "sources.bbc_news": "load_bbc_news",
     "checks": "assert_same_logits changed_parameters fingerprint_parameters",
     "analysis.report": "compare compare_per_class format_comparison majority_class",
-    "arguments": "BBC_NEWS PROFILES RunConfig TINY_GPT2 parse_run_config",
+    "arguments": "BBC_NEWS PROFILES Arguments TINY_GPT2 parse_arguments",
     "data": "count_classes load_dataset_arguments prepare_splits",
     "sources.documents": "load_documents tokenize_blocks",
     "comparison.runner": "plan_comparison run_method run_methods",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 from peft import PeftModel
 
-from peft_helpers.arguments import LM_FIELDS, RunConfig, find_model
+from peft_helpers.arguments import LM_FIELDS, Arguments, find_model
 from peft_helpers.distributed import main_process_first, process_state
 
 RUN_FILE = "run_config.json"
@@ -31,8 +31,8 @@ _NOT_COMPARED = {"output_dir", "overwrite_output_dir", "checkpoint_dir", "profil
 _KEPT = {"profile", "per_device_eval_batch_size", "activation_checkpointing"}  # in the saved configuration all the same
 
 
-def check_output_dir(config: RunConfig) -> None:
-    """Check, before anything is computed, that saving to ``config.output_dir`` can succeed and replaces no other run's.
+def check_output_dir(args: Arguments) -> None:
+    """Check, before anything is computed, that saving to ``args.training.output_dir`` can succeed and replaces no other run's.
 
     The adapter of the same configuration may be replaced: running the notebook again gives it again. A save that was
     killed half-way is brought to an end first.
@@ -42,18 +42,18 @@ def check_output_dir(config: RunConfig) -> None:
         OSError: nothing can be written beside the folder, where the new adapter is prepared.
         ValueError: the folder is that of the base model, or holds the current folder.
     """
-    folder = Path(config.output_dir).resolve()
-    if folder == Path(config.model_name_or_path).resolve():
-        raise ValueError(f"output_dir is {config.output_dir!r}, the base model's own folder; choose another.")
+    folder = Path(args.training.output_dir).resolve()
+    if folder == Path(args.model.model_name_or_path).resolve():
+        raise ValueError(f"output_dir is {args.training.output_dir!r}, the base model's own folder; choose another.")
     with main_process_first():
         _check_place(folder)
         _finish_replacing(folder)
-    if config.overwrite_output_dir or not folder.exists() or not any(folder.iterdir()):
+    if args.training.overwrite_output_dir or not folder.exists() or not any(folder.iterdir()):
         return
-    what = _difference(folder, config)
+    what = _difference(folder, args)
     if what:
         raise FileExistsError(
-            f"output_dir is {config.output_dir!r}, which {what}. Choose another --output_dir, or pass "
+            f"output_dir is {args.training.output_dir!r}, which {what}. Choose another --output_dir, or pass "
             "--overwrite_output_dir to replace it. Nothing was changed."
         )
 
@@ -71,14 +71,14 @@ def _check_place(folder: Path) -> None:
         raise
 
 
-def _difference(folder: Path, config: RunConfig) -> str:
+def _difference(folder: Path, args: Arguments) -> str:
     if not (folder / ADAPTER_CONFIG).is_file():
         return "exists and holds no adapter"
     try:
         saved = dict(json.loads((folder / RUN_FILE).read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):  # missing, or no JSON object
         return "holds an adapter of unknown origin"
-    wanted = asdict(config)
+    wanted = asdict(args)
     saved["model_name_or_path"] = find_model(str(saved.get("model_name_or_path")))
     names = [name for name in wanted if name not in _NOT_COMPARED and saved.get(name) != wanted[name]]
     return f"holds the adapter of another run: {', '.join(f'{n} {saved.get(n)!r}' for n in names)}" if names else ""
@@ -164,13 +164,13 @@ def sort_target_modules(peft_model: PeftModel) -> None:
                 setattr(peft_config, name, sorted(value))
 
 
-def save_run_config(config: RunConfig, adapter_dir: str | Path) -> None:
+def save_run_config(args: Arguments, adapter_dir: str | Path) -> None:
     """Write the configuration beside the adapter, for `check_output_dir` and for whoever asks how it was made."""
-    content = {name: value for name, value in asdict(config).items() if name not in _NOT_COMPARED - _KEPT}
+    content = {name: value for name, value in asdict(args).items() if name not in _NOT_COMPARED - _KEPT}
     Path(adapter_dir, RUN_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def load_run_config(adapter_dir: str | Path) -> RunConfig:
+def load_run_config(adapter_dir: str | Path) -> Arguments:
     """Return the configuration that `save_run_config` wrote, with the defaults of what it leaves out.
 
     Raises:
@@ -184,7 +184,7 @@ def load_run_config(adapter_dir: str | Path) -> RunConfig:
             "that a run of this project has saved, or copy the whole folder again."
         )
     try:
-        return RunConfig(**json.loads(path.read_text(encoding="utf-8")))
+        return Arguments(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:  # no JSON object, or other fields or values than ours
         raise ValueError(
             f"{path} is no configuration of a run ({error}); copy the folder again, or use the version that saved it."

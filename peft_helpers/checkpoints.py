@@ -17,7 +17,7 @@ from transformers import TrainerState, TrainingArguments
 from transformers.trainer_callback import EarlyStoppingCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from peft_helpers.arguments import RunConfig
+from peft_helpers.arguments import Arguments
 from peft_helpers.checks import fingerprint_parameters
 
 _STREAMED_ROWS = 1000  # by which one stream is told from another
@@ -61,22 +61,22 @@ def digest_rows(dataset: Dataset | IterableDataset) -> str:
     return digest.hexdigest()
 
 
-def checkpoint_parent(config: RunConfig) -> Path:
+def checkpoint_parent(args: Arguments) -> Path:
     """Return the folder that a run's folder of checkpoints is made in.
 
     By default the system's temporary one, since a workspace's space limit counts what lies beside the notebook.
     """
-    return Path(config.checkpoint_dir or tempfile.gettempdir())
+    return Path(args.training.output_dir)
 
 
-def make_checkpoint_folder(config: RunConfig, key: str) -> Path:
+def make_checkpoint_folder(args: Arguments, key: str) -> Path:
     """Return the folder of the run with that `run_key`; make it, readable by this user only, if it is not there yet.
 
     Raises:
         PermissionError: it belongs to another user or can be written by others, who could have put anything into it.
         ValueError: no folder can be made there.
     """
-    folder = checkpoint_parent(config) / f"checkpoints-{key}"
+    folder = checkpoint_parent(args) / f"checkpoints-{key}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

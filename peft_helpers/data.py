@@ -6,36 +6,36 @@ import numpy as np
 import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 
-from peft_helpers.arguments import RunConfig
+from peft_helpers.arguments import Arguments
 from peft_helpers.sources.data_files import data_files_arguments
 from peft_helpers.sources.local_files import SPLIT_NAMES, find_data_files
 
 _PROBED_ROWS = 100_000  # in which a label has to recur
 
 
-def load_dataset_arguments(config: RunConfig) -> dict:
-    """Return the arguments with which ``datasets.load_dataset`` loads ``config.dataset_name``.
+def load_dataset_arguments(args: Arguments) -> dict:
+    """Return the arguments with which ``datasets.load_dataset`` loads ``args.data.dataset_name``.
 
     A file becomes the split ``train``; in a folder, each file is (a part of) the split that its name begins with. With
-    ``config.streaming``, rows are read as they are needed; see `prepare_stream`.
+    ``args.data.streaming``, rows are read as they are needed; see `prepare_stream`.
 
     Raises:
         FileNotFoundError: the name looks like a path and there is no such file, or the folder holds no data file.
         ValueError: a file has no rows, is not UTF-8 or cannot be parsed, or the files of a folder are not of one kind.
     """
-    streaming = {"streaming": True} if config.streaming else {}
-    data_files = find_data_files(config.dataset_name)
+    streaming = {"streaming": True} if args.data.streaming else {}
+    data_files = find_data_files(args.data.dataset_name)
     if data_files is None:
-        return {"path": config.dataset_name, "name": config.dataset_config_name} | streaming
+        return {"path": args.data.dataset_name, "name": args.data.dataset_config_name} | streaming
     return data_files_arguments(data_files) | streaming
 
 
-def prepare_splits(raw: DatasetDict, config: RunConfig) -> DatasetDict:
+def prepare_splits(raw: DatasetDict, args: Arguments) -> DatasetDict:
     """Return train, validation and test with the columns ``text`` (string) and ``label`` (``ClassLabel``).
 
     Rows without a text (None or blank) or label (None, NaN, blank or -1) are dropped, and a line says how many. A data
     set whose ``test`` has no labels is tested on its ``validation``; what is then missing is carved, stratified, out of
-    ``train``: a fifth for the test; for the validation a tenth, but at most 1,000 rows, and where ``max_train_rows`` is
+    ``train``: a fifth for the test; for the validation a tenth, but at most 1,000 rows, and where ``max_train_samples`` is
     set a tenth of that, at least 100. A text that occurs in the test is dropped from the other two, one that occurs in
     the validation from train. Within a split, texts that recur are kept, and a line says how many do so with another
     label.
@@ -47,12 +47,16 @@ def prepare_splits(raw: DatasetDict, config: RunConfig) -> DatasetDict:
     if isinstance(raw, IterableDatasetDict):
         raise ValueError("A streamed data set has no tables to split; take prepare_stream, or leave out --streaming.")
     check_train(raw)
-    text_column, label_column = find_columns(raw["train"], config.text_column, config.label_column)
+    text_column, label_column = find_columns(raw["train"], args.data.text_column, args.data.label_column)
     labelled = encode_labels(raw, text_column, label_column)
-    splits = _drop_straddling_texts(_carve_missing_splits(labelled, config))
+    splits = _drop_straddling_texts(_carve_missing_splits(labelled, args))
     _report_contradictions(splits)
-    limits = {"train": config.max_train_rows, "validation": config.max_eval_rows, "test": config.max_eval_rows}
-    dataset = DatasetDict({name: _take(splits[name], limits[name], config.seed) for name in limits})
+    limits = {
+        "train": args.data.max_train_samples,
+        "validation": args.data.max_eval_samples,
+        "test": args.data.max_eval_samples,
+    }
+    dataset = DatasetDict({name: _take(splits[name], limits[name], args.training.seed) for name in limits})
     _check_labels(dataset)
     return dataset
 
@@ -210,18 +214,20 @@ def _check_label_values(column: str, labels: set, rows: int) -> None:
         )
 
 
-def _carve_missing_splits(labelled: DatasetDict, config: RunConfig) -> dict[str, Dataset]:
+def _carve_missing_splits(labelled: DatasetDict, args: Arguments) -> dict[str, Dataset]:
     splits = dict(labelled)
     if "train" not in splits:
         raise ValueError("No row of the split train has both a text and a label.")
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")
     if "test" not in splits:
-        splits["train"], splits["test"] = _carve(splits["train"], round(splits["train"].num_rows * 0.2), config.seed)
+        splits["train"], splits["test"] = _carve(
+            splits["train"], round(splits["train"].num_rows * 0.2), args.training.seed
+        )
     if "validation" not in splits:
-        most = 1000 if config.max_train_rows is None else min(1000, max(100, config.max_train_rows // 10))
+        most = 1000 if args.data.max_train_samples is None else min(1000, max(100, args.data.max_train_samples // 10))
         rows = min(most, round(splits["train"].num_rows * 0.1))
-        splits["train"], splits["validation"] = _carve(splits["train"], rows, config.seed)
+        splits["train"], splits["validation"] = _carve(splits["train"], rows, args.training.seed)
     return splits
 
 

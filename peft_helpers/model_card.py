@@ -8,7 +8,7 @@ from peft import PeftConfig, PeftModel
 from transformers import EvalPrediction
 
 from peft_helpers.analysis.report import compare
-from peft_helpers.arguments import BBC_NEWS, TINY_GPT2, RunConfig
+from peft_helpers.arguments import BBC_NEWS, TINY_GPT2, Arguments
 
 _REPORTED = {"accuracy": "accuracy", "f1": "F1 (macro)"}  # the Hub's name of the metric: ours
 _METHOD = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "target_modules": "target modules"}
@@ -29,7 +29,7 @@ model.config.pad_token_id = tokenizer.pad_token_id  # without it, texts of diffe
 
 
 def save_model_card(
-    peft_model: PeftModel, config: RunConfig, untuned: EvalPrediction, tuned: EvalPrediction, adapter_dir: str | Path
+    peft_model: PeftModel, args: Arguments, untuned: EvalPrediction, tuned: EvalPrediction, adapter_dir: str | Path
 ) -> None:
     """Write the model card, ``README.md``, in place of the empty template that ``save_pretrained`` leaves there.
 
@@ -46,36 +46,36 @@ def save_model_card(
     scores = compare(untuned, tuned).loc[list(_REPORTED.values())]
     results = [
         EvalResult(
-            task_type="text-classification", dataset_type=display_name(config.dataset_name),
-            dataset_name=display_name(config.dataset_name), dataset_split="test",
+            task_type="text-classification", dataset_type=display_name(args.data.dataset_name),
+            dataset_name=display_name(args.data.dataset_name), dataset_split="test",
             metric_type=metric, metric_name=name, metric_value=round(float(scores.loc[name, "tuned"]), 4),
         )
         for metric, name in _REPORTED.items()
     ]  # fmt: skip
     data = _card_data(
         peft_model,
-        config,
+        args,
         pipeline_tag="text-classification",
-        model_name=display_name(config.output_dir),
+        model_name=display_name(args.training.output_dir),
         eval_results=results,
     )
-    text = _describe(peft_model, config, len(tuned.label_ids), scores.map("{:.3f}".format).to_dict("index"))
+    text = _describe(peft_model, args, len(tuned.label_ids), scores.map("{:.3f}".format).to_dict("index"))
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(Path(adapter_dir, "README.md"))
 
 
-def _card_data(peft_model: PeftModel, config: RunConfig, **more) -> ModelCardData:
+def _card_data(peft_model: PeftModel, args: Arguments, **more) -> ModelCardData:
     """Return the metadata of every card, and ``more``; a local model or data set is none that the Hub could link to."""
     return ModelCardData(
-        base_model=None if _is_local(config.model_name_or_path) else config.model_name_or_path,
-        datasets=None if _is_local(config.dataset_name) else config.dataset_name,
+        base_model=None if _is_local(args.model.model_name_or_path) else args.model.model_name_or_path,
+        datasets=None if _is_local(args.data.dataset_name) else args.data.dataset_name,
         library_name="peft",
         tags=[peft_model.active_peft_config.peft_type.value.lower()],
         **more,
     )
 
 
-def _describe(peft_model: PeftModel, config: RunConfig, rows: int, scores: dict[str, dict[str, str]]) -> str:
-    base, dataset = display_name(config.model_name_or_path), display_name(config.dataset_name)
+def _describe(peft_model: PeftModel, args: Arguments, rows: int, scores: dict[str, dict[str, str]]) -> str:
+    base, dataset = display_name(args.model.model_name_or_path), display_name(args.data.dataset_name)
     trained, total = peft_model.get_nb_trainable_parameters()
     labels = [name for _, name in sorted(peft_model.config.id2label.items())]
     table = "\n".join(f"| {name} | {row['untuned']} | {row['tuned']} |" for name, row in scores.items())
@@ -90,11 +90,11 @@ The labels, in the order of their numbers: {", ".join(f"`{name}`" for name in la
 
 | | |
 |---|---|
-| base model | `{base}`{", a local folder" if _is_local(config.model_name_or_path) else ""} |
-| data set | `{dataset}`{_TERMS.get(config.dataset_name, "")} |
+| base model | `{base}`{", a local folder" if _is_local(args.model.model_name_or_path) else ""} |
+| data set | `{dataset}`{_TERMS.get(args.data.dataset_name, "")} |
 | trained parameters | {trained:,} of {total:,} |
 {method}
-| training | {config.num_train_epochs:g} epochs at most, learning rate {config.learning_rate:g}, seed {config.seed} |
+| training | {args.training.num_train_epochs:g} epochs at most, learning rate {args.training.learning_rate:g}, seed {args.training.seed} |
 
 ## Results
 
@@ -109,26 +109,26 @@ Before and after fine-tuning, on the same {rows:,} test rows:
 From anywhere, with the two paths as they are on your machine:
 
 ```python
-{_LOADING.format(**_loading_names(config))}```
+{_LOADING.format(**_loading_names(args))}```
 
 ## Limits
 
 * Tested on the {rows:,} rows above and nothing else. The untuned scores are those of a new, random head.
 * It knows {len(labels)} labels; any text gets one of them, however little it fits.
-* Texts are cut at {config.max_length} tokens; what follows is not read.
+* Texts are cut at {args.data.max_length} tokens; what follows is not read.
 * A base model of toy size, such as the `tiny_gpt2` of this project, shows how the method works, not how good it is.
 
 Made with {versions}.
 """
 
 
-def _loading_names(config: RunConfig) -> dict[str, str]:
+def _loading_names(args: Arguments) -> dict[str, str]:
     """Return what the code of a card names: the folder, the base model and what the latter is."""
-    is_local = _is_local(config.model_name_or_path)
-    embedded = config.model_name_or_path == TINY_GPT2
+    is_local = _is_local(args.model.model_name_or_path)
+    embedded = args.model.model_name_or_path == TINY_GPT2
     return {
-        "folder": display_name(config.output_dir),
-        "base_model": "peft_helpers/tiny_gpt2" if embedded else display_name(config.model_name_or_path),
+        "folder": display_name(args.training.output_dir),
+        "base_model": "peft_helpers/tiny_gpt2" if embedded else display_name(args.model.model_name_or_path),
         "base_hint": "path of the base model's folder" if is_local else "id of the base model on the Hub",
     }
 
@@ -149,7 +149,7 @@ print(tokenizer.decode(output[0]))
 
 def save_language_model_card(
     peft_model: PeftModel,
-    config: RunConfig,
+    args: Arguments,
     untuned: dict[str, float],
     tuned: dict[str, float],
     adapter_dir: str | Path,
@@ -158,8 +158,8 @@ def save_language_model_card(
 
     ``untuned`` and ``tuned`` are the results of `evaluate_perplexity` on the same test blocks.
     """
-    base, dataset = display_name(config.model_name_or_path), display_name(config.dataset_name)
-    data = _card_data(peft_model, config, pipeline_tag="text-generation")
+    base, dataset = display_name(args.model.model_name_or_path), display_name(args.data.dataset_name)
+    data = _card_data(peft_model, args, pipeline_tag="text-generation")
     method = "\n".join(f"| {name} | {value} |" for name, value in _list_method(peft_model.active_peft_config).items())
     text = f"""\
 # {base}, a language model fine-tuned on {dataset}
@@ -168,20 +168,20 @@ A PEFT adapter for `{base}`, whose own weights are not in this folder.
 
 | | |
 |---|---|
-| texts | `{dataset}` {config.dataset_config_name or ""}{_TERMS.get(config.dataset_name, "")} |
+| texts | `{dataset}` {args.data.dataset_config_name or ""}{_TERMS.get(args.data.dataset_name, "")} |
 {method}
-| training | {config.num_train_epochs:g} epochs at most, learning rate {config.learning_rate:g}, seed {config.seed} |
+| training | {args.training.num_train_epochs:g} epochs at most, learning rate {args.training.learning_rate:g}, seed {args.training.seed} |
 | perplexity of the untuned model | {untuned["perplexity"]:.2f} |
 | perplexity with this adapter | {tuned["perplexity"]:.2f} |
 
-Perplexity is over {tuned["predicted_tokens"]:,} tokens of held-out test documents, in blocks of {config.max_length}.
+Perplexity is over {tuned["predicted_tokens"]:,} tokens of held-out test documents, in blocks of {args.data.max_length}.
 
 ## How to load
 
 From anywhere, with the two paths as they are on your machine:
 
 ```python
-{_LOADING_LANGUAGE_MODEL.format(**_loading_names(config))}```
+{_LOADING_LANGUAGE_MODEL.format(**_loading_names(args))}```
 
 ## Limits
 

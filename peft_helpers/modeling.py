@@ -15,13 +15,13 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from peft_helpers.arguments import RunConfig
+from peft_helpers.arguments import Arguments
 from peft_helpers.sources.local_files import check_model_folder
 from peft_helpers.speed import speed_up
 from peft_helpers.tokenization import set_padding
 
 
-def check_model(config: RunConfig) -> None:
+def check_model(args: Arguments) -> None:
     """Read the model's configuration, without its weights, and check that it can run ``config``.
 
     Raises:
@@ -29,15 +29,15 @@ def check_model(config: RunConfig) -> None:
         ValueError: ``max_length`` exceeds the positions that the model has, ``target_modules`` matches no layer, or
             ``load_in_4bit`` is asked for where bitsandbytes does not work.
     """
-    name = config.model_name_or_path
+    name = args.model.model_name_or_path
     check_model_folder(name)
-    if config.load_in_4bit and (problem := quantization_problem()):
+    if args.model.load_in_4bit and (problem := quantization_problem()):
         raise ValueError(f"load_in_4bit is asked for, but {problem}. Leave it out, or repair the installation.")
     model_config = AutoConfig.from_pretrained(name)
     positions = getattr(model_config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and config.max_length > positions:
-        raise ValueError(f"max_length is {config.max_length}, but {name} has {positions} positions; choose fewer.")
-    _check_target_modules(config.target_modules, model_config)
+    if positions is not None and args.data.max_length > positions:
+        raise ValueError(f"max_length is {args.data.max_length}, but {name} has {positions} positions; choose fewer.")
+    _check_target_modules(args.lora.target_modules, model_config)
 
 
 def _check_target_modules(target_modules: str, model_config: PreTrainedConfig) -> None:
@@ -71,16 +71,18 @@ def saved_classifier_arguments(adapter_dir: str | Path) -> dict:
 
     Its ``config.json`` names both.
     """
-    config = AutoConfig.from_pretrained(adapter_dir)
+    args = AutoConfig.from_pretrained(adapter_dir)
     arguments = classifier_arguments([config.id2label[number] for number in sorted(config.id2label)])
-    if quantization := getattr(config, "quantization_config", None):
+    if quantization := getattr(args, "quantization_config", None):
         arguments["quantization_config"] = BitsAndBytesConfig.from_dict(quantization)
     return arguments
 
 
-def quantization_arguments(config: RunConfig) -> dict:
-    """Return what the model is loaded with besides: QLoRA's 4 bits if ``config.load_in_4bit``, else nothing."""
-    return {"quantization_config": quantization_config(config.model_name_or_path)} if config.load_in_4bit else {}
+def quantization_arguments(args: Arguments) -> dict:
+    """Return what the model is loaded with besides: QLoRA's 4 bits if ``args.model.load_in_4bit``, else nothing."""
+    return (
+        {"quantization_config": quantization_config(args.model.model_name_or_path)} if args.model.load_in_4bit else {}
+    )
 
 
 def quantization_config(model_name_or_path: str) -> BitsAndBytesConfig:
@@ -129,11 +131,11 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def load_base_model(config: RunConfig, label_names: list[str], tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def load_base_model(args: Arguments, label_names: list[str], tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Return the pre-trained model with a new head, as the notebook's cells do: seeded, padded, fast."""
-    set_seed(config.seed)  # the head is random
+    set_seed(args.training.seed)  # the head is random
     model = AutoModelForSequenceClassification.from_pretrained(
-        config.model_name_or_path, **classifier_arguments(label_names), **quantization_arguments(config)
+        args.model.model_name_or_path, **classifier_arguments(label_names), **quantization_arguments(args)
     )
     keep_4bit_weights_unpacked(model)
     set_padding(tokenizer, model)

@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.trainer_utils import PredictionOutput
 
-from peft_helpers.arguments import RunConfig
+from peft_helpers.arguments import Arguments
 from peft_helpers.batches import LengthTrainer, longest_first
 from peft_helpers.distributed import OneDeviceArguments
 from peft_helpers.metrics import compute_metrics
@@ -30,7 +30,7 @@ def predict(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     dataset: Dataset,
-    config: RunConfig,
+    args: Arguments,
     disable_tqdm: bool = False,
 ) -> PredictionOutput:
     """Return logits (``predictions``, shape (rows, labels)) and ``label_ids``, shape (rows,), in ``dataset``'s order.
@@ -40,7 +40,7 @@ def predict(
     time it took.
     """
     order = longest_first(dataset)
-    arguments = evaluation_arguments(config) | {"disable_tqdm": disable_tqdm}
+    arguments = evaluation_arguments(args) | {"disable_tqdm": disable_tqdm}
     with never_trained(model):
         trainer = LengthTrainer(
             model=model,

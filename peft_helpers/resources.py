@@ -9,7 +9,7 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from peft_helpers.arguments import RunConfig
+from peft_helpers.arguments import Arguments
 from peft_helpers.checkpoints import checkpoint_parent
 from peft_helpers.distributed import CHECKPOINTING
 
@@ -39,9 +39,7 @@ def _bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def check_space(
-    config: RunConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpoints: int
-) -> None:
+def check_space(args: Arguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpoints: int) -> None:
     """Check that the disks have room for ``checkpoints`` at a time and for the adapter.
 
     Raises:
@@ -49,8 +47,8 @@ def check_space(
             message names the bytes needed and free, the folder and the setting to change.
     """
     needed = {
-        "checkpoint_dir": (checkpoint_parent(config).resolve(), checkpoints * estimate_checkpoint(model, tokenizer)),
-        "output_dir": (Path(config.output_dir).resolve(), estimate_adapter(model, tokenizer)),
+        "checkpoint_dir": (checkpoint_parent(args).resolve(), checkpoints * estimate_checkpoint(model, tokenizer)),
+        "output_dir": (Path(args.training.output_dir).resolve(), estimate_adapter(model, tokenizer)),
     }
     for setting, (folder, size) in needed.items():
         there = next(path for path in (folder, *folder.parents) if path.exists())

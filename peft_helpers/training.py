@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from peft_helpers.arguments import RunConfig
+from peft_helpers.arguments import Arguments
 from peft_helpers.batches import LengthTrainer, longest_first
 from peft_helpers.checkpoints import find_checkpoint, make_checkpoint_folder, run_key
 from peft_helpers.distributed import CHECKPOINTING, OneDeviceArguments, process_state, report_idle_gpus
@@ -35,15 +35,15 @@ PATIENCE = 8  # evaluations without a better validation macro-F1
 CHECKPOINTS = 2  # kept: the best one and the last one
 
 
-def evaluation_arguments(config: RunConfig) -> dict:
+def evaluation_arguments(args: Arguments) -> dict:
     """Return the Trainer's arguments that evaluation and training share: batch size, seed and precision.
 
     The forward pass computes in `compute_dtype`.
     """
     dtype = compute_dtype()
     return {
-        "seed": config.seed,
-        "per_device_eval_batch_size": config.per_device_eval_batch_size,
+        "seed": args.training.seed,
+        "per_device_eval_batch_size": args.training.per_device_eval_batch_size,
         "use_cpu": not torch.accelerator.is_available(),  # else several processes would not know of each other
         "bf16": dtype == torch.bfloat16,
         "fp16": dtype == torch.float16,
@@ -53,28 +53,28 @@ def evaluation_arguments(config: RunConfig) -> dict:
     }
 
 
-def training_arguments(config: RunConfig, output_dir: str) -> TrainingArguments:
+def training_arguments(args: Arguments, output_dir: str) -> TrainingArguments:
     """Return the Trainer's arguments for a run; loss, metrics and checkpoint come `EVALUATIONS` times in it.
 
     ``output_dir`` is for the checkpoints.
     """
     return OneDeviceArguments(
-        **evaluation_arguments(config),
+        **evaluation_arguments(args),
         output_dir=output_dir,
-        num_train_epochs=config.num_train_epochs,
-        max_steps=config.max_steps or -1,  # -1: as many as the epochs take
-        learning_rate=config.learning_rate,
+        num_train_epochs=args.training.num_train_epochs,
+        max_steps=args.training.max_steps or -1,  # -1: as many as the epochs take
+        learning_rate=args.training.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=0.06,  # of all steps
-        per_device_train_batch_size=config.per_device_train_batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        per_device_train_batch_size=args.training.per_device_train_batch_size,
+        gradient_accumulation_steps=args.training.gradient_accumulation_steps,
         **{
-            CHECKPOINTING: config.activation_checkpointing,
+            CHECKPOINTING: args.training.activation_checkpointing,
             f"{CHECKPOINTING}_kwargs": {"use_reentrant": False},  # the reentrant one can lose LoRA's gradients
         },
         ddp_find_unused_parameters=False,  # with several processes: every weight that is trained has a gradient
         # A stream is read by each process, which takes its share.
-        accelerator_config={"dispatch_batches": False} if config.streaming else None,
+        accelerator_config={"dispatch_batches": False} if args.data.streaming else None,
         eval_strategy="steps",
         eval_steps=1 / EVALUATIONS,
         eval_delay=2,  # steps: the warm-up's first has a learning rate of 0, and would count as the untrained model
@@ -88,7 +88,7 @@ def training_arguments(config: RunConfig, output_dir: str) -> TrainingArguments:
 
 
 def make_trainer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokenized: DatasetDict, config: RunConfig
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokenized: DatasetDict, args: Arguments
 ) -> LengthTrainer:
     """Return the Trainer that trains ``model`` on ``tokenized["train"]`` and judges it on ``tokenized["validation"]``.
 
@@ -101,13 +101,13 @@ def make_trainer(
         PermissionError: the folder of the checkpoints is not this user's alone; see `make_checkpoint_folder`.
     """
     report_idle_gpus()
-    check_steps(tokenized["train"], config)
+    check_steps(tokenized["train"], args)
     validation = tokenized["validation"]
-    check_space(config, model, tokenizer, CHECKPOINTS + 1)  # the third is being written while two are kept
-    key = run_key(training_arguments(config, output_dir="not part of the key"), model, tokenized)
+    check_space(args, model, tokenizer, CHECKPOINTS + 1)  # the third is being written while two are kept
+    key = run_key(training_arguments(args, output_dir="not part of the key"), model, tokenized)
     trainer = LengthTrainer(
         model=model,
-        args=training_arguments(config, str(make_checkpoint_folder(config, key))),
+        args=training_arguments(args, str(make_checkpoint_folder(args, key))),
         train_dataset=tokenized["train"],
         eval_dataset=validation.select(longest_first(validation)),
         processing_class=tokenizer,
@@ -121,21 +121,21 @@ def make_trainer(
     return trainer
 
 
-def check_steps(train: Dataset | IterableDataset, config: RunConfig) -> None:
+def check_steps(train: Dataset | IterableDataset, args: Arguments) -> None:
     """Check that ``train`` makes more than the one step whose learning rate is still 0.
 
     Raises:
         ValueError: it does not; the message says what to change.
     """
-    if config.max_steps is not None:
-        if config.max_steps < 2:
+    if args.training.max_steps is not None:
+        if args.training.max_steps < 2:
             raise ValueError("max_steps is 1: one training step, in which the learning rate is still 0. Raise it.")
         return
     processes = process_state().num_processes
-    rows_a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
-    if config.num_train_epochs * math.ceil(train.num_rows / rows_a_step) < 2:
+    rows_a_step = args.training.per_device_train_batch_size * args.training.gradient_accumulation_steps * processes
+    if args.training.num_train_epochs * math.ceil(train.num_rows / rows_a_step) < 2:
         raise ValueError(
-            f"{train.num_rows} rows, {rows_a_step} a step, for {config.num_train_epochs:g} epochs make one training "
+            f"{train.num_rows} rows, {rows_a_step} a step, for {args.training.num_train_epochs:g} epochs make one training "
             "step, in which the learning rate is still 0. Raise --num_train_epochs or lower "
             "--per_device_train_batch_size."
         )

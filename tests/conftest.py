@@ -13,7 +13,6 @@ os.environ["MPLBACKEND"] = "agg"
 import logging
 import tracemalloc
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import bitsandbytes
@@ -138,8 +137,8 @@ def use_hub(endpoint: str, monkeypatch) -> None:
 
 
 @pytest.fixture
-def config(tiny_model_dir, tmp_path) -> helpers.RunConfig:
-    return helpers.RunConfig(
+def args(tiny_model_dir, tmp_path) -> helpers.Arguments:
+    return helpers.Arguments(
         model_name_or_path=tiny_model_dir, dataset_name="generated", max_length=32, learning_rate=8e-3,
         lora_dropout=0.05, per_device_train_batch_size=4, per_device_eval_batch_size=3,
         output_dir=str(tmp_path / "adapter"),
@@ -172,13 +171,13 @@ def tokenizer(tiny_model_dir):
 
 
 @pytest.fixture
-def model(config, tokenizer):
-    return helpers.load_base_model(config, LABELS, tokenizer)
+def model(args, tokenizer):
+    return helpers.load_base_model(args, LABELS, tokenizer)
 
 
 @pytest.fixture
-def tokenized(raw, config, tokenizer, model):
-    return helpers.tokenize_dataset(helpers.prepare_splits(raw, config), tokenizer, config.max_length)
+def tokenized(raw, args, tokenizer, model):
+    return helpers.tokenize_dataset(helpers.prepare_splits(raw, args), tokenizer, args.data.max_length)
 
 
 @pytest.fixture
@@ -190,17 +189,20 @@ def peft_model(model):
 
 
 @pytest.fixture
-def new_trainer(config, raw):
+def new_trainer(args, raw):
     """Makes the trainer of a run anew, from the pre-trained model on, as a notebook does that is run again."""
 
     def make(**changes):
-        changed = replace(config, **changes)
-        tokenizer = AutoTokenizer.from_pretrained(changed.model_name_or_path)
+        changed = args.replace(**changes)
+        tokenizer = AutoTokenizer.from_pretrained(changed.model.model_name_or_path)
         model = helpers.load_base_model(changed, LABELS, tokenizer)
         lora = LoraConfig(
-            task_type="SEQ_CLS", target_modules="all-linear", lora_dropout=changed.lora_dropout, fan_in_fan_out=True
+            task_type="SEQ_CLS",
+            target_modules="all-linear",
+            lora_dropout=changed.lora.lora_dropout,
+            fan_in_fan_out=True,
         )
-        tokenized = helpers.tokenize_dataset(helpers.prepare_splits(raw, changed), tokenizer, changed.max_length)
+        tokenized = helpers.tokenize_dataset(helpers.prepare_splits(raw, changed), tokenizer, changed.data.max_length)
         return helpers.make_trainer(get_peft_model(model, lora), tokenizer, tokenized, changed)
 
     return make

@@ -23,7 +23,7 @@ class Kill(TrainerCallback):
 
 def main() -> None:
     distributed.start_processes()
-    result = run(helpers.parse_run_config(), callbacks=[Kill()] if len(sys.argv) > 1 else [])
+    result = run(helpers.parse_arguments(), callbacks=[Kill()] if len(sys.argv) > 1 else [])
     found = {"metrics": helpers.compute_metrics(result.tuned), "log_history": result.log_history}
     found |= {"processes": distributed.process_state().num_processes}
     found |= {"logits": result.tuned.predictions.tolist(), "label_ids": result.tuned.label_ids.tolist()}

@@ -19,16 +19,16 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture
-def adapter(peft_model, tokenizer, config) -> Path:
-    peft_model.save_pretrained(config.output_dir)
-    peft_model.config.save_pretrained(config.output_dir)
-    tokenizer.save_pretrained(config.output_dir)
-    return Path(config.output_dir)
+def adapter(peft_model, tokenizer, args) -> Path:
+    peft_model.save_pretrained(args.training.output_dir)
+    peft_model.config.save_pretrained(args.training.output_dir)
+    tokenizer.save_pretrained(args.training.output_dir)
+    return Path(args.training.output_dir)
 
 
 @pytest.fixture
-def check(config):
-    return lambda labels=LABELS: check_adapter(config.output_dir, config.model_name_or_path, labels)
+def check(args):
+    return lambda labels=LABELS: check_adapter(args.training.output_dir, args.model.model_name_or_path, labels)
 
 
 def change(path: Path, **entries) -> None:
@@ -54,21 +54,23 @@ def test_an_adapter_just_saved_passes(adapter, check):
     ],
     ids=["dora", "pissa", "ia3"],
 )
-def test_adapters_of_other_methods_pass(model, tokenizer, config, check, peft_config):
+def test_adapters_of_other_methods_pass(model, tokenizer, args, check, peft_config):
     for part in (get_peft_model(model, peft_config), model.config, tokenizer):
-        part.save_pretrained(config.output_dir)
+        part.save_pretrained(args.training.output_dir)
     check()
 
 
 @pytest.mark.reliability("bad input")
-def test_a_missing_folder(check, config):
-    with pytest.raises(FileNotFoundError, match=rf"'{config.output_dir}', found nothing; run the cell that saves it"):
+def test_a_missing_folder(check, args):
+    with pytest.raises(
+        FileNotFoundError, match=rf"'{args.training.output_dir}', found nothing; run the cell that saves it"
+    ):
         check()
 
 
 @pytest.mark.reliability("bad input")
-def test_a_file_in_place_of_the_folder(check, config):
-    Path(config.output_dir).touch()
+def test_a_file_in_place_of_the_folder(check, args):
+    Path(args.training.output_dir).touch()
     with pytest.raises(FileNotFoundError, match="found a file"):
         check()
 
@@ -126,9 +128,9 @@ def test_weights_that_are_not_whole(adapter, check, broken):
 
 @pytest.mark.reliability("bad input")
 @pytest.mark.parametrize("found", ["gpt2", "../../evil", "/srv/evil", "", None])
-def test_another_base_model(adapter, check, config, found):
+def test_another_base_model(adapter, check, args, found):
     change(adapter / "adapter_config.json", base_model_name_or_path=found)
-    expected = f"for the base model {found!r}, but {config.model_name_or_path!r} was expected"
+    expected = f"for the base model {found!r}, but {args.model.model_name_or_path!r} was expected"
     with pytest.raises(ValueError, match=re.escape(expected)):
         check()
 
@@ -178,9 +180,9 @@ def test_without_a_data_set_the_weights_have_to_fit_the_folders_labels(adapter, 
 
 @pytest.mark.reliability("bad input")
 def test_label_names_that_were_never_set(adapter, check):
-    config = json.loads((adapter / "config.json").read_text())
-    del config["id2label"]
-    (adapter / "config.json").write_text(json.dumps(config))
+    args = json.loads((adapter / "config.json").read_text())
+    del args["id2label"]
+    (adapter / "config.json").write_text(json.dumps(args))
     with pytest.raises(ValueError, match=r"found \['LABEL_0', 'LABEL_1'\]"):
         check()
 
@@ -209,8 +211,8 @@ def test_an_adapter_that_is_no_classifier(adapter, check):
 
 @pytest.mark.reliability("bad input")
 @pytest.mark.parametrize(("size", "what"), [({"n_embd": 8}, "width"), ({"n_layer": 1}, "depth"), ({"n_layer": 3}, "")])
-def test_a_base_model_of_another_shape(adapter, config, check, size, what):
-    shape = GPT2Config.from_pretrained(config.model_name_or_path)
+def test_a_base_model_of_another_shape(adapter, args, check, size, what):
+    shape = GPT2Config.from_pretrained(args.model.model_name_or_path)
     shape.update(size)
     base = adapter.parent / "other_base"
     GPT2LMHeadModel(shape).save_pretrained(base)

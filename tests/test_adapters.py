@@ -30,30 +30,30 @@ def test_a_save_leaves_the_results_of_an_earlier_one_behind_but_not_the_users_fi
 
 
 @pytest.fixture
-def saved(peft_model, config):
-    peft_model.save_pretrained(config.output_dir)
-    save_run_config(config, config.output_dir)
-    return Path(config.output_dir)
+def saved(peft_model, args):
+    peft_model.save_pretrained(args.training.output_dir)
+    save_run_config(args, args.training.output_dir)
+    return Path(args.training.output_dir)
 
 
-def test_a_new_or_empty_folder_is_fine(config):
-    check_output_dir(config)
-    Path(config.output_dir).mkdir()
-    check_output_dir(config)
+def test_a_new_or_empty_folder_is_fine(args):
+    check_output_dir(args)
+    Path(args.training.output_dir).mkdir()
+    check_output_dir(args)
 
 
-def test_the_same_run_may_save_again(saved, config):
-    check_output_dir(config)
-    check_output_dir(replace(config, checkpoint_dir="elsewhere"))
+def test_the_same_run_may_save_again(saved, args):
+    check_output_dir(args)
+    check_output_dir(args.replace(checkpoint_dir="elsewhere"))
     check_output_dir(
-        replace(config, per_device_eval_batch_size=1, activation_checkpointing=True)
+        args.replace(per_device_eval_batch_size=1, activation_checkpointing=True)
     )  # after too little memory
 
 
 @pytest.mark.reliability("bad input")
-def test_another_runs_adapter_is_not_replaced_unless_asked(saved, config):
+def test_another_runs_adapter_is_not_replaced_unless_asked(saved, args):
     before = {path: path.read_bytes() for path in saved.iterdir()}
-    other = replace(config, lora_r=4)
+    other = args.replace(lora_r=4)
     with pytest.raises(
         FileExistsError, match=r"another run: lora_r 8. Choose another --output_dir, or pass --overwrite"
     ):
@@ -63,46 +63,46 @@ def test_another_runs_adapter_is_not_replaced_unless_asked(saved, config):
 
 
 @pytest.mark.reliability("bad input")
-def test_an_adapter_of_unknown_origin_is_not_replaced(saved, config):
+def test_an_adapter_of_unknown_origin_is_not_replaced(saved, args):
     (saved / "run_config.json").unlink()
     with pytest.raises(FileExistsError, match="adapter of unknown origin"):
-        check_output_dir(config)
+        check_output_dir(args)
 
 
 @pytest.mark.reliability("bad input")
-def test_a_folder_of_other_files_is_not_written_into(config):
-    Path(config.output_dir).mkdir()
-    (Path(config.output_dir) / "thesis.tex").touch()
+def test_a_folder_of_other_files_is_not_written_into(args):
+    Path(args.training.output_dir).mkdir()
+    (Path(args.training.output_dir) / "thesis.tex").touch()
     with pytest.raises(FileExistsError, match="exists and holds no adapter"):
-        check_output_dir(config)
+        check_output_dir(args)
 
 
 @pytest.mark.reliability("bad input")
-def test_a_file_in_the_way_is_named(config):
-    Path(config.output_dir).touch()
+def test_a_file_in_the_way_is_named(args):
+    Path(args.training.output_dir).touch()
     with pytest.raises(FileExistsError, match="which is a file; choose a folder"):
-        check_output_dir(config)
+        check_output_dir(args)
 
 
 @pytest.mark.reliability("bad input")
 @pytest.mark.parametrize("content", ["{", "[1]", "null"])
-def test_a_run_file_that_cannot_be_read_makes_the_origin_unknown(saved, config, content):
+def test_a_run_file_that_cannot_be_read_makes_the_origin_unknown(saved, args, content):
     (saved / "run_config.json").write_text(content)
     with pytest.raises(FileExistsError, match="adapter of unknown origin"):
-        check_output_dir(config)
+        check_output_dir(args)
 
 
 @pytest.mark.reliability("bad input")
 @pytest.mark.parametrize("output_dir", [".", "..", "/"])
-def test_the_current_folder_is_no_place_for_an_adapter(config, output_dir):
+def test_the_current_folder_is_no_place_for_an_adapter(args, output_dir):
     with pytest.raises(ValueError, match="holds the current folder; choose one inside it"):
-        check_output_dir(replace(config, output_dir=output_dir, overwrite_output_dir=True))
+        check_output_dir(args.replace(output_dir=output_dir, overwrite_output_dir=True))
 
 
 @pytest.mark.reliability("bad input")
-def test_the_base_models_folder_is_no_place_for_an_adapter(config):
+def test_the_base_models_folder_is_no_place_for_an_adapter(args):
     with pytest.raises(ValueError, match="the base model's own folder"):
-        check_output_dir(replace(config, output_dir=config.model_name_or_path, overwrite_output_dir=True))
+        check_output_dir(args.replace(output_dir=args.model.model_name_or_path, overwrite_output_dir=True))
 
 
 @pytest.fixture
@@ -119,9 +119,9 @@ def read_only_folder():
 
 
 @pytest.mark.reliability("fault")
-def test_a_read_only_folder_is_seen_before_training(config, read_only_folder):
+def test_a_read_only_folder_is_seen_before_training(args, read_only_folder):
     with pytest.raises(PermissionError) as caught:
-        check_output_dir(replace(config, output_dir=str(read_only_folder / "new" / "adapter")))
+        check_output_dir(args.replace(output_dir=str(read_only_folder / "new" / "adapter")))
     assert f"make {read_only_folder} writable, or choose another" in caught.value.__notes__[0]
 
 
@@ -272,11 +272,11 @@ def save_in_a_process_that_is_killed(folder: Path, at: str) -> None:
         ("removing", {"adapter", ".adapter.replaced"}, NEW),
     ],
 )
-def test_a_killed_save_leaves_one_whole_adapter_and_is_cleared_up(earlier, config, at, there, expected):
+def test_a_killed_save_leaves_one_whole_adapter_and_is_cleared_up(earlier, args, at, there, expected):
     (earlier / "notes.txt").write_text("mine")
     save_in_a_process_that_is_killed(earlier, at)
     assert {path.name for path in earlier.parent.iterdir()} == there
-    check_output_dir(replace(config, output_dir=str(earlier), overwrite_output_dir=True))
+    check_output_dir(args.replace(output_dir=str(earlier), overwrite_output_dir=True))
     assert list(earlier.parent.iterdir()) == [earlier]
     assert content(earlier) == expected | {"notes.txt": "mine"}
 
@@ -333,12 +333,12 @@ def test_files_are_listed_with_their_sizes(saved):
     assert set(files.index) == {path.name for path in saved.iterdir()}
 
 
-def test_no_path_of_this_machine_is_saved(saved, config):
+def test_no_path_of_this_machine_is_saved(saved, args):
     assert str(saved.parent) not in (saved / "run_config.json").read_text()
 
 
-def test_the_saved_configuration_is_read_again(saved, config):
-    assert load_run_config(saved) == replace(config, output_dir="lora_adapter", checkpoint_dir=None)
+def test_the_saved_configuration_is_read_again(saved, args):
+    assert load_run_config(saved) == args.replace(output_dir="lora_adapter", checkpoint_dir=None)
 
 
 @pytest.mark.reliability("bad input")

@@ -1,7 +1,6 @@
 import os
 import shutil
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,7 +103,7 @@ def test_a_run_killed_after_its_last_step_takes_no_further_one(new_trainer, ende
 @pytest.mark.reliability("fault")
 @pytest.mark.parametrize(
     "changes",
-    [{"learning_rate": 2e-2}, {"max_length": 8}, {"max_train_rows": 16}, {"seed": 1}, {"num_train_epochs": 3}],
+    [{"learning_rate": 2e-2}, {"max_length": 8}, {"max_train_samples": 16}, {"seed": 1}, {"num_train_epochs": 3}],
 )
 def test_the_checkpoint_of_another_configuration_is_not_taken(new_trainer, changes):
     interrupt(new_trainer(), step=3)
@@ -128,9 +127,9 @@ def test_two_processes_do_not_train_the_same_run_at_a_time(new_trainer):
         pytest.fail("trained")
 
 
-def test_the_folder_is_private_and_outside_the_notebooks(config, tmp_path, monkeypatch):
+def test_the_folder_is_private_and_outside_the_notebooks(args, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    folder = make_checkpoint_folder(replace(config, checkpoint_dir=None), "test-key")
+    folder = make_checkpoint_folder(args.replace(checkpoint_dir=None), "test-key")
     assert folder.parent == tmp_path
     assert folder.stat().st_mode & 0o777 == 0o700
 
@@ -151,22 +150,22 @@ def expose(folder: Path) -> None:
     ids=["open to all", "link", "another user's"],
 )
 @pytest.mark.reliability("fault")
-def test_a_folder_that_others_could_have_written_to_is_refused(config, monkeypatch, prepare, found):
-    parent = Path(config.checkpoint_dir)
+def test_a_folder_that_others_could_have_written_to_is_refused(args, monkeypatch, prepare, found):
+    parent = Path(args.checkpoint_dir)
     parent.mkdir()
     prepare(parent / "checkpoints-key")
     if found.startswith("drwx------"):
         me = os.getuid()
         monkeypatch.setattr(os, "getuid", lambda: me + 1)
     with pytest.raises(PermissionError, match=f"only this user can enter .* found {found}"):
-        make_checkpoint_folder(config, "key")
+        make_checkpoint_folder(args, "key")
 
 
 @pytest.mark.reliability("bad input")
-def test_a_checkpoint_dir_that_is_a_file_is_named(config):
-    Path(config.checkpoint_dir).write_text("not a folder")
+def test_a_checkpoint_dir_that_is_a_file_is_named(args):
+    Path(args.checkpoint_dir).write_text("not a folder")
     with pytest.raises(ValueError, match=r"No folder for checkpoints can be made: .*Name another --checkpoint_dir"):
-        make_checkpoint_folder(config, "key")
+        make_checkpoint_folder(args, "key")
 
 
 def test_the_rows_and_the_frozen_weights_make_the_key(new_trainer, tokenized):

@@ -4,7 +4,7 @@ import torch
 from transformers import AutoTokenizer
 
 from peft_helpers import assert_same_logits, changed_parameters, fingerprint_parameters
-from peft_helpers.arguments import TINY_GPT2, RunConfig
+from peft_helpers.arguments import TINY_GPT2, Arguments
 from peft_helpers.checks import rounding_bound
 from peft_helpers.modeling import load_base_model
 
@@ -59,7 +59,7 @@ def test_the_bound_holds_for_sums_in_another_order_and_not_for_a_thousandth():
 def test_the_bound_holds_between_a_row_alone_and_in_a_batch(dtype):
     """Of the embedded model, under the CPU's autocast in 16 bits, and is not met by another head's logits."""
     tokenizer = AutoTokenizer.from_pretrained(TINY_GPT2)
-    model = load_base_model(RunConfig(model_name_or_path=TINY_GPT2), ["a", "b", "c"], tokenizer).eval()
+    model = load_base_model(Arguments(model_name_or_path=TINY_GPT2), ["a", "b", "c"], tokenizer).eval()
     texts = ["Shares rose.", "The striker limped off and his side threw away a two-goal lead.", "A warm film " * 20]
 
     def logits(texts: list[str]) -> np.ndarray:

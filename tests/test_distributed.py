@@ -22,7 +22,7 @@ import peft_helpers as helpers
 from peft_helpers import adapters, distributed, training
 
 SCRIPT = Path(__file__).with_name("short_run.py")
-BUDGET = "--profile offline --max_train_rows 8 --max_eval_rows 20 --max_length 64 --num_train_epochs 3 \
+BUDGET = "--profile offline --max_train_samples 8 --max_eval_samples 20 --max_length 64 --num_train_epochs 3 \
 --per_device_train_batch_size 8 --lora_dropout 0.05"
 LAST_CHECKPOINT, KILLED_AT = 15, 17  # of 24 steps, in the last of three epochs; a checkpoint every third step
 
@@ -93,7 +93,7 @@ LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"
           "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0")  # fmt: skip
 # Without dropout, whose masks would differ. 20 texts make more than 80 passages, so that 10 steps of 8 end before an
 # incomplete last batch, which Accelerate fills up for the second process. 20 test rows are no multiple of 2 * 3.
-SAME_BATCH = "--lora_dropout 0 --max_train_rows 20 --max_steps 10 --per_device_eval_batch_size 3"
+SAME_BATCH = "--lora_dropout 0 --max_train_samples 20 --max_steps 10 --per_device_eval_batch_size 3"
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +136,13 @@ def test_the_adapter_of_two_processes_is_that_of_one(shared, monkeypatch):
     assert (two / "adapter/adapter_config.json").read_text() == (one / "adapter/adapter_config.json").read_text()
     mine, theirs = (load_file(folder / "adapter/adapter_model.safetensors") for folder in (two, one))
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-4)
-    config = helpers.parse_run_config(f"{BUDGET} --per_device_eval_batch_size 3")
-    dataset = helpers.prepare_splits(helpers.load_bbc_news(), config)
-    tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
-    model = helpers.load_base_model(config, dataset["train"].features["label"].names, tokenizer)
+    args = helpers.parse_arguments(f"{BUDGET} --per_device_eval_batch_size 3")
+    dataset = helpers.prepare_splits(helpers.load_bbc_news(), args)
+    tokenizer = AutoTokenizer.from_pretrained(args.model.model_name_or_path)
+    model = helpers.load_base_model(args, dataset["train"].features["label"].names, tokenizer)
     reloaded = PeftModel.from_pretrained(model, str(two / "adapter"))
-    test = helpers.tokenize_dataset(dataset["test"], tokenizer, config.max_length)
-    logits = helpers.predict(reloaded, tokenizer, test, config).predictions
+    test = helpers.tokenize_dataset(dataset["test"], tokenizer, args.data.max_length)
+    logits = helpers.predict(reloaded, tokenizer, test, args).predictions
     np.testing.assert_array_equal(logits, np.array(result(output)["logits"], dtype=np.float32))
 
 
@@ -196,7 +196,7 @@ def test_one_of_several_gpus_is_used_and_a_line_says_so(new_trainer, monkeypatch
         training.setattr(torch.accelerator, "is_available", lambda: False)  # the optimizer would look for its stream
         trainer.train()
     assert trainer.state.global_step == 32 / 4
-    helpers.predict(trainer.model, trainer.processing_class, trainer.eval_dataset, helpers.RunConfig())
+    helpers.predict(trainer.model, trainer.processing_class, trainer.eval_dataset, helpers.Arguments())
     assert "One of 2 GPUs is used." in capsys.readouterr().out
 
 

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,15 +25,15 @@ TUNED = EvalPrediction(predictions=np.eye(2)[[0, 1, 1, 1, 1]], label_ids=TRUE)
 
 @pytest.fixture
 def save(peft_model, tmp_path):
-    def save_and_read(config) -> ModelCard:
-        save_model_card(peft_model, config, UNTUNED, TUNED, tmp_path)
+    def save_and_read(args) -> ModelCard:
+        save_model_card(peft_model, args, UNTUNED, TUNED, tmp_path)
         return ModelCard.load(tmp_path / "README.md")
 
     return save_and_read
 
 
-def test_the_scores_are_in_the_text_and_in_the_metadata(save, config):
-    card = save(config)
+def test_the_scores_are_in_the_text_and_in_the_metadata(save, args):
+    card = save(args)
     assert "the same 5 test rows" in card.text
     assert "| accuracy | 0.600 | 0.800 |" in card.text
     assert "| F1 (macro) | 0.583 | 0.762 |" in card.text
@@ -43,8 +42,8 @@ def test_the_scores_are_in_the_text_and_in_the_metadata(save, config):
     assert {(result.task_type, result.dataset_split) for result in results} == {("text-classification", "test")}
 
 
-def test_the_method_the_labels_and_the_limits_are_in_the_text(save, config, peft_model):
-    card = save(replace(config, max_length=17))
+def test_the_method_the_labels_and_the_limits_are_in_the_text(save, args, peft_model):
+    card = save(args.replace(max_length=17))
     trained, total = peft_model.get_nb_trainable_parameters()
     for part in (
         "`negative`, `positive`.",
@@ -58,8 +57,8 @@ def test_the_method_the_labels_and_the_limits_are_in_the_text(save, config, peft
         assert part in card.text  # fmt: skip
 
 
-def test_ids_on_the_hub_are_in_the_metadata(save, config):
-    card = save(replace(config, model_name_or_path="gpt2", dataset_name="stanfordnlp/sst2"))
+def test_ids_on_the_hub_are_in_the_metadata(save, args):
+    card = save(args.replace(model_name_or_path="gpt2", dataset_name="stanfordnlp/sst2"))
     data = card.data.to_dict()
     assert data["base_model"] == "gpt2"
     assert data["datasets"] == "stanfordnlp/sst2"
@@ -68,25 +67,25 @@ def test_ids_on_the_hub_are_in_the_metadata(save, config):
 
 
 @pytest.mark.parametrize("dataset_name", ["bbc-news", "./some/reviews.csv"])
-def test_local_names_are_no_ids_and_show_no_path(save, config, tmp_path, dataset_name):
-    card = save(replace(config, dataset_name=dataset_name))
+def test_local_names_are_no_ids_and_show_no_path(save, args, tmp_path, dataset_name):
+    card = save(args.replace(dataset_name=dataset_name))
     assert not {"base_model", "datasets"} & card.data.to_dict().keys()
-    assert f"`{Path(config.model_name_or_path).name}`, a local folder" in card.text
+    assert f"`{Path(args.model.model_name_or_path).name}`, a local folder" in card.text
     assert not re.search(r"/tmp|some/|" + re.escape(str(tmp_path)), str(card))
     assert ("non-commercial" in card.text) == (dataset_name == "bbc-news")
 
 
-def test_the_embedded_model_is_named_by_its_place_in_the_project(save, config):
-    card = save(replace(config, model_name_or_path=helpers.TINY_GPT2))
+def test_the_embedded_model_is_named_by_its_place_in_the_project(save, args):
+    card = save(args.replace(model_name_or_path=helpers.TINY_GPT2))
     assert "base_model = 'peft_helpers/tiny_gpt2'  # path of the base model's folder" in card.text
-    card = save(replace(config, model_name_or_path="gpt2"))
+    card = save(args.replace(model_name_or_path="gpt2"))
     assert "base_model = 'gpt2'  # id of the base model on the Hub" in card.text
 
 
-def test_scores_on_other_rows_are_not_compared(peft_model, config, tmp_path):
+def test_scores_on_other_rows_are_not_compared(peft_model, args, tmp_path):
     other = EvalPrediction(predictions=TUNED.predictions, label_ids=1 - TRUE)
     with pytest.raises(ValueError, match="same rows in the same order"):
-        save_model_card(peft_model, config, UNTUNED, other, tmp_path)
+        save_model_card(peft_model, args, UNTUNED, other, tmp_path)
     assert not (tmp_path / "README.md").exists()
 
 
@@ -109,8 +108,8 @@ code = Path(folder, "README.md").read_text().split("```python")[1].split("```")[
 code = re.sub("(?m)^folder = '.*'  # path of this folder$", f"folder = {folder!r}", code)
 Path("snippet.py").write_text(re.sub("(?m)^base_model = '.*'  # path .*$", f"base_model = {base!r}", code))
 card = runpy.run_path("snippet.py")
-tokenizer, config = card["tokenizer"], card["config"]
-fresh = AutoModelForSequenceClassification.from_pretrained(base, num_labels=config.num_labels)
+tokenizer, args = card["tokenizer"], card["config"]
+fresh = AutoModelForSequenceClassification.from_pretrained(base, num_labels=args.num_labels)
 
 def logits(model):
     with torch.inference_mode():
@@ -131,18 +130,18 @@ print(json.dumps(result))
 
 
 @pytest.fixture
-def saved(peft_model, tokenizer, config) -> Path:
-    with replace_folder(config.output_dir) as folder:
+def saved(peft_model, tokenizer, args) -> Path:
+    with replace_folder(args.training.output_dir) as folder:
         peft_model.save_pretrained(folder)
         peft_model.config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        save_run_config(config, folder)
-        save_model_card(peft_model, config, UNTUNED, TUNED, folder)
-    return Path(config.output_dir)
+        save_run_config(args, folder)
+        save_model_card(peft_model, args, UNTUNED, TUNED, folder)
+    return Path(args.training.output_dir)
 
 
-def test_the_folder_stands_alone_and_is_loaded_from_anywhere(saved, peft_model, tokenizer, config, tmp_path_factory):
-    command = [sys.executable, "-I", "-c", LOAD, saved, config.model_name_or_path, json.dumps(TEXTS)]
+def test_the_folder_stands_alone_and_is_loaded_from_anywhere(saved, peft_model, tokenizer, args, tmp_path_factory):
+    command = [sys.executable, "-I", "-c", LOAD, saved, args.model.model_name_or_path, json.dumps(TEXTS)]
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     process = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
@@ -163,17 +162,17 @@ def test_the_folder_stands_alone_and_is_loaded_from_anywhere(saved, peft_model, 
     assert len({tuple(row) for row in here}) == len(TEXTS)
 
 
-def test_the_card_of_a_language_model_has_its_perplexities_and_code_that_runs(config, tokenizer, monkeypatch, capsys):
-    config = replace(config, dataset_config_name="sports", dataset_name=helpers.BBC_NEWS)
-    model = helpers.inject_lora(helpers.load_language_model(config, tokenizer), config)
+def test_the_card_of_a_language_model_has_its_perplexities_and_code_that_runs(args, tokenizer, monkeypatch, capsys):
+    args = args.replace(dataset_config_name="sports", dataset_name=helpers.BBC_NEWS)
+    model = helpers.inject_lora(helpers.load_language_model(args, tokenizer), args)
     scores = [{"perplexity": value, "predicted_tokens": 4321} for value in (90.126, 80.004)]
-    helpers.save_language_model(model, tokenizer, config, *scores)
-    card = ModelCard.load(Path(config.output_dir, "README.md"))
+    helpers.save_language_model(model, tokenizer, args, *scores)
+    card = ModelCard.load(Path(args.training.output_dir, "README.md"))
     assert card.data.pipeline_tag == "text-generation"
     for part in ("`bbc-news` sports: BBC News, for research", "model | 90.13 |", "adapter | 80.00 |", "4,321 tokens"):
         assert part in card.text
-    assert str(Path(config.output_dir).parent) not in card.text
-    monkeypatch.chdir(Path(config.output_dir).parent)
-    Path(Path(config.model_name_or_path).name).symlink_to(config.model_name_or_path)
+    assert str(Path(args.training.output_dir).parent) not in card.text
+    monkeypatch.chdir(Path(args.training.output_dir).parent)
+    Path(Path(args.model.model_name_or_path).name).symlink_to(args.model.model_name_or_path)
     exec(card.text.split("```python\n")[1].split("```")[0], {})
     assert capsys.readouterr().out.startswith("The match")

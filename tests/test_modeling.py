@@ -1,5 +1,4 @@
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,21 +26,21 @@ from peft_helpers import (
 )
 
 
-def test_loading_is_seeded_and_keeps_label_names(config, tokenizer):
+def test_loading_is_seeded_and_keeps_label_names(args, tokenizer):
     torch.manual_seed(99)
-    first = load_base_model(config, ["no", "yes", "maybe"], tokenizer)
-    second = load_base_model(config, ["no", "yes", "maybe"], tokenizer)
-    other = load_base_model(replace(config, seed=7), ["no", "yes", "maybe"], tokenizer)
+    first = load_base_model(args, ["no", "yes", "maybe"], tokenizer)
+    second = load_base_model(args, ["no", "yes", "maybe"], tokenizer)
+    other = load_base_model(args.replace(seed=7), ["no", "yes", "maybe"], tokenizer)
     assert torch.equal(first.score.weight, second.score.weight)
     assert not torch.equal(first.score.weight, other.score.weight)
     assert first.config.id2label == {0: "no", 1: "yes", 2: "maybe"}
     assert first.config.pad_token_id == tokenizer.pad_token_id == tokenizer.eos_token_id
 
 
-def test_the_notebooks_cells_make_the_same_model(config, tokenizer, model):
-    set_seed(config.seed)
+def test_the_notebooks_cells_make_the_same_model(args, tokenizer, model):
+    set_seed(args.training.seed)
     arguments = classifier_arguments(["negative", "positive"])
-    by_hand = AutoModelForSequenceClassification.from_pretrained(config.model_name_or_path, **arguments)
+    by_hand = AutoModelForSequenceClassification.from_pretrained(args.model.model_name_or_path, **arguments)
     set_padding(tokenizer, by_hand)
     turn_off_dropout(by_hand)
     speed_up(by_hand)
@@ -67,42 +66,42 @@ def test_conv1d_is_told_from_linear(model):
     assert not uses_conv1d(torch.nn.Sequential(torch.nn.Linear(2, 2)))
 
 
-def test_a_good_model_passes(config):
-    check_model(config)
+def test_a_good_model_passes(args):
+    check_model(args)
 
 
 @pytest.mark.reliability("bad input")
-def test_a_folder_without_weights_lists_what_it_holds(config, tmp_path):
-    shutil.copy(Path(config.model_name_or_path) / "config.json", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"config\.json and model\*\.safetensors .*found config\.json"):
-        check_model(replace(config, model_name_or_path=str(tmp_path)))
+def test_a_folder_without_weights_lists_what_it_holds(args, tmp_path):
+    shutil.copy(Path(args.model.model_name_or_path) / "config.json", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"config\.json and model\*\.safetensors .*found args\.json"):
+        check_model(args.replace(model_name_or_path=str(tmp_path)))
 
 
 @pytest.mark.reliability("bad input")
-def test_pickled_weights_are_not_loaded(config, tmp_path):
-    shutil.copy(Path(config.model_name_or_path) / "config.json", tmp_path)
+def test_pickled_weights_are_not_loaded(args, tmp_path):
+    shutil.copy(Path(args.model.model_name_or_path) / "config.json", tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(FileNotFoundError, match="pickled weights are not loaded"):
-        check_model(replace(config, model_name_or_path=str(tmp_path)))
+        check_model(args.replace(model_name_or_path=str(tmp_path)))
 
 
 @pytest.mark.reliability("bad input")
-def test_an_adapter_is_no_model(config, peft_model, tmp_path):
+def test_an_adapter_is_no_model(args, peft_model, tmp_path):
     peft_model.save_pretrained(tmp_path)
     peft_model.config.save_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"found .*adapter_model\.safetensors"):
-        check_model(replace(config, model_name_or_path=str(tmp_path)))
+        check_model(args.replace(model_name_or_path=str(tmp_path)))
 
 
 @pytest.mark.parametrize("target_modules", ["all-linear", r".*c_attn", r"transformer\.h\.0\.mlp\.c_fc"])
-def test_target_modules_that_match_pass(config, target_modules):
-    check_model(replace(config, target_modules=target_modules))
+def test_target_modules_that_match_pass(args, target_modules):
+    check_model(args.replace(target_modules=target_modules))
 
 
 @pytest.mark.reliability("bad input")
-def test_target_modules_that_match_nothing_list_the_layers(config):
+def test_target_modules_that_match_nothing_list_the_layers(args):
     with pytest.raises(ValueError, match=r"'c_attn', which matches no layer.*transformer\.h\.1\.attn\.c_attn"):
-        check_model(replace(config, target_modules="c_attn"))
+        check_model(args.replace(target_modules="c_attn"))
 
 
 @pytest.mark.parametrize(
@@ -127,12 +126,12 @@ def test_every_layer_of_another_architecture_gets_lora_and_its_head_is_trained(s
 
 
 @pytest.mark.reliability("bad input")
-def test_a_missing_folder_is_named(config):
+def test_a_missing_folder_is_named(args):
     with pytest.raises(FileNotFoundError, match=r"'\./no_such_model'.*found nothing"):
-        check_model(replace(config, model_name_or_path="./no_such_model"))
+        check_model(args.replace(model_name_or_path="./no_such_model"))
 
 
 @pytest.mark.reliability("bad input")
-def test_max_length_beyond_the_positions_is_an_error(config):
+def test_max_length_beyond_the_positions_is_an_error(args):
     with pytest.raises(ValueError, match=r"max_length is 65, but .* has 64 positions"):
-        check_model(replace(config, max_length=65))
+        check_model(args.replace(max_length=65))

@@ -18,7 +18,7 @@ from peft_helpers.app.command_line import main
 from peft_helpers.notebook import Box
 
 NOTEBOOK = Path("LightweightFineTuning.ipynb")
-BUDGET = "--profile offline --max_train_rows 40 --max_eval_rows 20 --max_length 32 --num_train_epochs 1"
+BUDGET = "--profile offline --max_train_samples 40 --max_eval_samples 20 --max_length 32 --num_train_epochs 1"
 
 
 def code_cells(notebook) -> list:
@@ -108,7 +108,7 @@ def test_the_committed_notebook_is_one_run_in_order_without_settings(committed):
     assert counts == list(range(1, len(counts) + 1))
     text = printed(committed)
     assert "'profile': 'offline'" in text
-    assert "'max_train_rows': None" in text
+    assert "'max_train_samples': None" in text
     assert str(Path.cwd()) not in NOTEBOOK.read_text(encoding="utf-8")
 
 

@@ -9,7 +9,7 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
 
 from peft_helpers import (
-    RunConfig,
+    Arguments,
     classify_texts,
     encode_texts,
     load_dataset_arguments,
@@ -47,7 +47,7 @@ def make(**columns) -> DatasetDict:
 
 
 def label_names(labels: list) -> list[str]:
-    return prepare_splits(make(text=PLAIN, label=labels), RunConfig())["train"].features["label"].names
+    return prepare_splits(make(text=PLAIN, label=labels), Arguments())["train"].features["label"].names
 
 
 # Texts
@@ -68,15 +68,15 @@ def write(path, texts: list[str]) -> None:
 def test_odd_texts_are_read_from_a_file_as_they_are(tmp_path, name):
     texts = [*ODD_TEXTS.values(), *PLAIN]
     write(tmp_path / name, [*texts, "", " \t\n"])
-    config = RunConfig(dataset_name=str(tmp_path / name))
-    dataset = prepare_splits(load_dataset(**load_dataset_arguments(config)), config)
+    args = Arguments(dataset_name=str(tmp_path / name))
+    dataset = prepare_splits(load_dataset(**load_dataset_arguments(args)), args)
     assert sorted(text for split in dataset.values() for text in split["text"]) == sorted(texts)
 
 
-def test_odd_texts_are_trained_on_and_predicted_like_others(peft_model, tokenizer, config):
+def test_odd_texts_are_trained_on_and_predicted_like_others(peft_model, tokenizer, args):
     texts = [*ODD_TEXTS.values(), "", " "]
     rows = Dataset.from_dict({"text": texts, "label": [0, 1] * (len(texts) // 2)})
-    output = predict(peft_model, tokenizer, tokenize_dataset(rows, tokenizer, 32), config)
+    output = predict(peft_model, tokenizer, tokenize_dataset(rows, tokenizer, 32), args)
     assert np.isfinite(output.predictions).all()
     alone = [classify_texts(peft_model, tokenizer, [text])["P(positive)"][0] for text in ["a film", texts[-2]]]
     end = np.exp(output.predictions) / np.exp(output.predictions).sum(axis=1, keepdims=True)
@@ -102,7 +102,7 @@ def test_an_end_of_text_at_the_end_has_no_effect_alone_or_among_others(peft_mode
 
 
 def test_rows_without_a_text_are_left_out_and_counted(capsys):
-    dataset = prepare_splits(make(text=["", " \t", None, *PLAIN[3:]], label=[0, 1] * 20), RunConfig())
+    dataset = prepare_splits(make(text=["", " \t", None, *PLAIN[3:]], label=[0, 1] * 20), Arguments())
     assert sum(split.num_rows for split in dataset.values()) == 37
     assert "train: 3 of 40 rows have no label or no text and are left out." in capsys.readouterr().out
 
@@ -158,14 +158,14 @@ def test_odd_labels_are_classes_with_their_names(labels, names):
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_a_class_of_few_rows_is_learnt_from(rows):
     labels = ["common"] * (40 - rows) + ["rare"] * rows
-    dataset = prepare_splits(make(text=PLAIN, label=labels), RunConfig())
+    dataset = prepare_splits(make(text=PLAIN, label=labels), Arguments())
     assert dataset["train"].features["label"].names == ["common", "rare"]
     assert 1 in dataset["train"]["label"]
 
 
 def test_the_same_text_with_another_label_is_kept_in_one_split_and_counted(capsys):
     texts = [*PLAIN[:36], *PLAIN[:4]]
-    dataset = prepare_splits(make(text=texts, label=[0, 1] * 18 + [1, 0] * 2), RunConfig())
+    dataset = prepare_splits(make(text=texts, label=[0, 1] * 18 + [1, 0] * 2), Arguments())
     splits = [set(split["text"]) for split in dataset.values()]
     assert sum(map(len, splits)) == len(set.union(*splits))
     kept = sum(split["text"][:].count(text) == 2 for split in dataset.values() for text in PLAIN[:4])
@@ -195,7 +195,7 @@ def test_the_same_text_with_another_label_is_kept_in_one_split_and_counted(capsy
 )  # fmt: skip
 def test_columns_of_no_use_are_named(columns, options, message):
     with pytest.raises(ValueError, match=message):
-        prepare_splits(make(**columns), RunConfig(**options))
+        prepare_splits(make(**columns), Arguments(**options))
 
 
 @pytest.mark.reliability("bad input")
@@ -210,17 +210,17 @@ def test_columns_of_no_use_are_named(columns, options, message):
 def test_a_json_row_that_differs_is_an_error(tmp_path, name, row, message):
     rows = [{"text": text, "label": number % 2} for number, text in enumerate(PLAIN)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*rows, row]))
-    config = RunConfig(dataset_name=str(tmp_path / "rows.jsonl"))
+    args = Arguments(dataset_name=str(tmp_path / "rows.jsonl"))
     with pytest.raises(ValueError, match=message):
-        prepare_splits(load_dataset(**load_dataset_arguments(config)), config)
+        prepare_splits(load_dataset(**load_dataset_arguments(args)), args)
 
 
 def test_a_key_that_a_json_row_lacks_is_a_missing_value(tmp_path, capsys):
     rows = [{"text": text, "label": number % 2} for number, text in enumerate(PLAIN)]
     del rows[5]["label"], rows[6]["text"]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = RunConfig(dataset_name=str(tmp_path / "rows.jsonl"))
-    prepare_splits(load_dataset(**load_dataset_arguments(config)), config)
+    args = Arguments(dataset_name=str(tmp_path / "rows.jsonl"))
+    prepare_splits(load_dataset(**load_dataset_arguments(args)), args)
     assert "train: 2 of 40 rows have no label or no text and are left out." in capsys.readouterr().out
 
 
@@ -231,4 +231,4 @@ def test_labels_that_differ_between_the_splits_are_an_error(raw, other):
     raw = raw.cast_column("label", known)
     raw["test"] = raw["test"].cast_column("label", other)
     with pytest.raises(ValueError, match=r"'label' differs between the splits: \{'train': \['negative', 'positive'\]"):
-        prepare_splits(raw, RunConfig())
+        prepare_splits(raw, Arguments())

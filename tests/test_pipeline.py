@@ -15,11 +15,11 @@ from peft_helpers.tokenization import tokenize_dataset
 
 
 @pytest.fixture
-def small(config, raw, monkeypatch):
+def small(args, raw, monkeypatch):
     """A configuration whose data set is that of the fixture `raw`."""
-    monkeypatch.setattr(pipeline, "load_dataset_arguments", lambda config: {})
+    monkeypatch.setattr(pipeline, "load_dataset_arguments", lambda args: {})
     monkeypatch.setattr(pipeline, "load_dataset", lambda: raw)
-    return replace(config, num_train_epochs=1, max_train_rows=12)
+    return args.replace(num_train_epochs=1, max_train_samples=12)
 
 
 def test_a_run_is_that_of_its_saved_adapter(small):
@@ -96,15 +96,15 @@ def test_an_adapter_of_other_labels_is_refused(small):
 def test_nothing_is_loaded_for_a_folder_that_may_not_be_replaced(small, monkeypatch):
     Path(small.output_dir).mkdir()
     Path(small.output_dir, "thesis.txt").write_text("mine")
-    monkeypatch.setattr(pipeline, "load_splits", lambda config: pytest.fail("loaded the data"))
+    monkeypatch.setattr(pipeline, "load_splits", lambda args: pytest.fail("loaded the data"))
     with pytest.raises(FileExistsError, match="exists and holds no adapter"):
         run(small)
 
 
 def test_methods_are_compared_beside_the_reference_points(small, tmp_path):
     file = str(tmp_path / "results.jsonl")
-    config = replace(small, comparison_methods=["head-only"], comparison_steps=2, comparison_file=file)
-    results, references = compare_methods(config)
+    args = replace(small, comparison_methods=["head-only"], comparison_steps=2, comparison_file=file)
+    results, references = compare_methods(args)
     assert results[-1]["method"] == "head-only"
     assert len(results) == 3
     assert all(len(row["predictions"]) == len(references) == 16 for row in results)

@@ -5,9 +5,9 @@ import torch
 from peft_helpers import classify_texts, predict
 
 
-def test_rows_come_back_in_the_data_sets_order(peft_model, tokenizer, tokenized, config):
+def test_rows_come_back_in_the_data_sets_order(peft_model, tokenizer, tokenized, args):
     test = tokenized["test"]
-    output = predict(peft_model, tokenizer, test, config)
+    output = predict(peft_model, tokenizer, test, args)
     assert output.label_ids.tolist() == test["labels"][:]
     peft_model.eval()
     for row, logits in zip(test, output.predictions, strict=True):
@@ -16,8 +16,8 @@ def test_rows_come_back_in_the_data_sets_order(peft_model, tokenizer, tokenized,
         np.testing.assert_allclose(alone, logits, atol=1e-5)
 
 
-def test_metrics_come_with_the_predictions(peft_model, tokenizer, tokenized, config):
-    output = predict(peft_model, tokenizer, tokenized["test"], config)
+def test_metrics_come_with_the_predictions(peft_model, tokenizer, tokenized, args):
+    output = predict(peft_model, tokenizer, tokenized["test"], args)
     accuracy = np.mean(output.predictions.argmax(-1) == tokenized["test"]["labels"][:])
     assert output.metrics["test_accuracy"] == pytest.approx(accuracy)
 

@@ -45,7 +45,7 @@ def tokenizer(tiny_model_dir):
 
 @pytest.fixture(scope="module")
 def classifier(tiny_model_dir, tokenizer):
-    model = helpers.load_base_model(helpers.RunConfig(model_name_or_path=tiny_model_dir), LABELS, tokenizer)
+    model = helpers.load_base_model(helpers.Arguments(model_name_or_path=tiny_model_dir), LABELS, tokenizer)
     lora = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", fan_in_fan_out=True, init_lora_weights=False)
     return get_peft_model(model, lora).eval()
 
@@ -124,7 +124,7 @@ def test_predictions_come_back_in_the_order_of_the_rows(lengths):
         patch.object(prediction, "OneDeviceArguments"),
         patch.object(prediction, "explain_out_of_memory", return_value=nullcontext()),
     ):
-        output = helpers.predict(None, None, dataset, helpers.RunConfig())
+        output = helpers.predict(None, None, dataset, helpers.Arguments())
     assert batches == [sorted(lengths, reverse=True)]
     assert output.label_ids.tolist() == output.predictions[:, 0].tolist() == list(range(len(lengths)))
 
@@ -211,7 +211,7 @@ def test_no_text_is_in_two_splits_and_none_is_lost(texts, given_splits, seed):
     raw = DatasetDict(train=rows)
     for name in sorted(given_splits):
         raw[{"v": "validation", "t": "test"}[name]] = rows.select(range(4))
-    splits = helpers.data._drop_straddling_texts(helpers.data._carve_missing_splits(raw, helpers.RunConfig(seed=seed)))
+    splits = helpers.data._drop_straddling_texts(helpers.data._carve_missing_splits(raw, helpers.Arguments(seed=seed)))
     found = [set(split["text"]) for split in splits.values()]
     assert set(splits) == {"train", "validation", "test"}
     assert set.union(*found) == set(rows["text"])

@@ -1,4 +1,3 @@
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,27 +33,27 @@ class Measure(TrainerCallback):
 
 
 @pytest.mark.parametrize("model_name_or_path", ["", TINY_GPT2], ids=["two layers", "tiny GPT-2"])
-def test_the_estimates_are_no_less_than_the_files_and_not_twice_as_much(new_trainer, config, model_name_or_path):
-    config = replace(config, model_name_or_path=model_name_or_path or config.model_name_or_path)
-    trainer = new_trainer(model_name_or_path=config.model_name_or_path)
+def test_the_estimates_are_no_less_than_the_files_and_not_twice_as_much(new_trainer, args, model_name_or_path):
+    args = args.replace(model_name_or_path=model_name_or_path or args.model.model_name_or_path)
+    trainer = new_trainer(model_name_or_path=args.model.model_name_or_path)
     tokenizer, measure = trainer.processing_class, Measure()
     trainer.add_callback(measure)
     trainer.train()
     assert measure.bytes <= estimate_checkpoint(trainer.model, tokenizer) <= 2 * measure.bytes
-    trainer.model.save_pretrained(config.output_dir)
-    trainer.model.config.save_pretrained(config.output_dir)
-    tokenizer.save_pretrained(config.output_dir)
-    save_run_config(config, config.output_dir)
-    saved = size(Path(config.output_dir))
+    trainer.model.save_pretrained(args.training.output_dir)
+    trainer.model.config.save_pretrained(args.training.output_dir)
+    tokenizer.save_pretrained(args.training.output_dir)
+    save_run_config(args, args.training.output_dir)
+    saved = size(Path(args.training.output_dir))
     assert saved <= estimate_adapter(trainer.model, tokenizer) <= 2 * saved
 
 
 @pytest.mark.parametrize("setting", ["checkpoint_dir", "output_dir"])
 @pytest.mark.reliability("fault")
-def test_a_full_disk_is_an_error_before_the_first_step(peft_model, tokenizer, tokenized, config, monkeypatch, setting):
-    folder = Path(getattr(config, setting)) / "made" / "later"
+def test_a_full_disk_is_an_error_before_the_first_step(peft_model, tokenizer, tokenized, args, monkeypatch, setting):
+    folder = Path(getattr(args, setting)) / "made" / "later"
     folder.parent.mkdir(parents=True)
-    config = replace(config, **{setting: str(folder)})
+    args = args.replace(**{setting: str(folder)})
 
     def disk_usage(path: Path) -> SimpleNamespace:
         assert path.exists()
@@ -63,23 +62,23 @@ def test_a_full_disk_is_an_error_before_the_first_step(peft_model, tokenizer, to
     monkeypatch.setattr(resources_module.shutil, "disk_usage", disk_usage)
     message = rf"{setting} is '.*/made/later': [\d,.]+ MB are needed there and 0\.0 MB are free\. .*--{setting}"
     with pytest.raises(OSError, match=message):
-        make_trainer(peft_model, tokenizer, tokenized, config)
+        make_trainer(peft_model, tokenizer, tokenized, args)
     assert not folder.exists()
 
 
 @pytest.mark.reliability("fault")
-def test_more_than_a_workspace_holds_is_an_error(peft_model, tokenizer, config, monkeypatch, tmp_path):
+def test_more_than_a_workspace_holds_is_an_error(peft_model, tokenizer, args, monkeypatch, tmp_path):
     needed = 3 * estimate_checkpoint(peft_model, tokenizer) + estimate_adapter(peft_model, tokenizer)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(resources_module, "WORKSPACE_LIMIT", needed)
-    check_space(config, peft_model, tokenizer, 3)
+    check_space(args, peft_model, tokenizer, 3)
     monkeypatch.setattr(resources_module, "WORKSPACE_LIMIT", needed - 1)
     with pytest.raises(
         OSError, match=r"would write .* MB beside the notebook; a workspace has room for .* MB\. Name a"
     ):
-        check_space(config, peft_model, tokenizer, 3)
+        check_space(args, peft_model, tokenizer, 3)
     monkeypatch.chdir(Path(__file__).parent)  # the folders lie elsewhere
-    check_space(config, peft_model, tokenizer, 3)
+    check_space(args, peft_model, tokenizer, 3)
 
 
 CUDA = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 15.77 GiB.\nSee documentation"
@@ -126,14 +125,14 @@ def test_out_of_memory_names_the_batch_and_what_to_change(new_trainer, error, re
 
 
 @pytest.mark.reliability("fault")
-def test_out_of_memory_in_evaluation_names_the_evaluation_batch(peft_model, tokenizer, tokenized, config, monkeypatch):
+def test_out_of_memory_in_evaluation_names_the_evaluation_batch(peft_model, tokenizer, tokenized, args, monkeypatch):
     def fail(*_, **__):
         raise torch.OutOfMemoryError(CUDA)
 
     monkeypatch.setattr(peft_model.base_model, "forward", fail)
     message = r"in evaluation, on 8 rows of \d+ tokens: CUDA .*again: --per_device_eval_batch_size 2; --load_in_4bit"
     with pytest.raises(MemoryError, match=message):
-        predict(peft_model, tokenizer, tokenized["test"], replace(config, per_device_eval_batch_size=8))
+        predict(peft_model, tokenizer, tokenized["test"], args.replace(per_device_eval_batch_size=8))
     assert not peft_model._forward_pre_hooks
 
 

@@ -19,8 +19,8 @@ def tokenizer():
 
 def test_it_is_a_small_gpt2_in_safetensors():
     folder = Path(TINY_GPT2)
-    config = AutoConfig.from_pretrained(folder)
-    assert (config.model_type, config.activation_function) == ("gpt2", "gelu_new")
+    args = AutoConfig.from_pretrained(folder)
+    assert (args.model_type, args.activation_function) == ("gpt2", "gelu_new")
     assert (folder / "model.safetensors").stat().st_size < 10_000_000
     assert not [path for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
     assert (folder / "README.md").is_file()

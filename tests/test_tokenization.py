@@ -61,8 +61,8 @@ def test_dataset_has_what_training_and_the_figure_need(tokenized, raw, tokenizer
     assert train["length"][:] == [len(ids) for ids in train["input_ids"]]
 
 
-def test_text_length_counts_what_is_cut(raw, config, tokenizer, model):
-    short = tokenize_dataset(prepare_splits(raw, config), tokenizer, max_length=4)["train"]
+def test_text_length_counts_what_is_cut(raw, args, tokenizer, model):
+    short = tokenize_dataset(prepare_splits(raw, args), tokenizer, max_length=4)["train"]
     whole = [len(ids) for ids in tokenizer(raw["train"]["text"][:])["input_ids"]]
     assert max(whole) > 8
     assert short["text_length"][:] == whole

@@ -2,7 +2,6 @@ import errno
 import os
 import signal
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +33,8 @@ from peft_helpers import (
 
 
 @pytest.fixture
-def trainer(peft_model, tokenizer, tokenized, config):
-    return make_trainer(peft_model, tokenizer, tokenized, config)
+def trainer(peft_model, tokenizer, tokenized, args):
+    return make_trainer(peft_model, tokenizer, tokenized, args)
 
 
 def test_training_lowers_the_loss_and_changes_only_what_is_trainable(trainer, peft_model):
@@ -48,41 +47,41 @@ def test_training_lowers_the_loss_and_changes_only_what_is_trainable(trainer, pe
     assert changed_parameters(before, peft_model) == trainable
 
 
-def test_the_saved_adapter_reloads_to_the_same_logits(trainer, peft_model, tokenizer, tokenized, config):
+def test_the_saved_adapter_reloads_to_the_same_logits(trainer, peft_model, tokenizer, tokenized, args):
     trainer.train()
-    tuned = predict(peft_model, tokenizer, tokenized["test"], config)
-    peft_model.save_pretrained(config.output_dir)
-    peft_model.config.save_pretrained(config.output_dir)
-    weights = load_file(Path(config.output_dir) / "adapter_model.safetensors")
+    tuned = predict(peft_model, tokenizer, tokenized["test"], args)
+    peft_model.save_pretrained(args.training.output_dir)
+    peft_model.config.save_pretrained(args.training.output_dir)
+    weights = load_file(Path(args.training.output_dir) / "adapter_model.safetensors")
     assert all("lora_" in name or "score" in name for name in weights)
     assert any("score" in name for name in weights)
     set_seed(123)  # another random head, which the adapter's must replace
-    arguments = saved_classifier_arguments(config.output_dir)
-    reloaded = AutoPeftModelForSequenceClassification.from_pretrained(config.output_dir, **arguments)
+    arguments = saved_classifier_arguments(args.training.output_dir)
+    reloaded = AutoPeftModelForSequenceClassification.from_pretrained(args.training.output_dir, **arguments)
     set_padding(tokenizer, reloaded)
     speed_up(reloaded)
     assert reloaded.config.id2label == {0: "negative", 1: "positive"}
-    outputs = predict(reloaded, tokenizer, tokenized["test"], config)
+    outputs = predict(reloaded, tokenizer, tokenized["test"], args)
     assert assert_same_logits(tuned.predictions, outputs.predictions, torch.float32) == 0
 
 
-def test_two_runs_give_the_same_metrics(raw, config, tokenizer):
+def test_two_runs_give_the_same_metrics(raw, args, tokenizer):
     def run() -> np.ndarray:
-        data = prepare_splits(raw, config)
-        model = load_base_model(config, data["train"].features["label"].names, tokenizer)
+        data = prepare_splits(raw, args)
+        model = load_base_model(args, data["train"].features["label"].names, tokenizer)
         model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", fan_in_fan_out=True))
-        tokenized = tokenize_dataset(data, tokenizer, config.max_length)
-        make_trainer(model, tokenizer, tokenized, config).train()
-        return predict(model, tokenizer, tokenized["test"], config).predictions
+        tokenized = tokenize_dataset(data, tokenizer, args.data.max_length)
+        make_trainer(model, tokenizer, tokenized, args).train()
+        return predict(model, tokenizer, tokenized["test"], args).predictions
 
     assert np.array_equal(run(), run())
 
 
-def test_the_best_checkpoint_is_kept_and_its_files_are_not(peft_model, tokenizer, tokenized, config):
-    folder = Path(config.checkpoint_dir)
+def test_the_best_checkpoint_is_kept_and_its_files_are_not(peft_model, tokenizer, tokenized, args):
+    folder = Path(args.checkpoint_dir)
     other = folder / "checkpoint-999"
     other.mkdir(parents=True)
-    trainer = make_trainer(peft_model, tokenizer, tokenized, config)
+    trainer = make_trainer(peft_model, tokenizer, tokenized, args)
     assert Path(trainer.args.output_dir).parent == folder
     with guard_training(trainer) as checkpoint:
         assert checkpoint is None
@@ -92,14 +91,14 @@ def test_the_best_checkpoint_is_kept_and_its_files_are_not(peft_model, tokenizer
     assert list(folder.iterdir()) == [other]
 
 
-def test_early_stopping_ends_a_run_that_no_longer_improves(peft_model, tokenizer, tokenized, config):
-    trainer = make_trainer(peft_model, tokenizer, tokenized, replace(config, learning_rate=1e-12, num_train_epochs=20))
+def test_early_stopping_ends_a_run_that_no_longer_improves(peft_model, tokenizer, tokenized, args):
+    trainer = make_trainer(peft_model, tokenizer, tokenized, args.replace(learning_rate=1e-12, num_train_epochs=20))
     trainer.train()
     assert trainer.state.global_step < trainer.state.max_steps
 
 
-def test_the_trainer_never_sees_the_test_rows(peft_model, tokenizer, tokenized, config):
-    trainer = make_trainer(peft_model, tokenizer, {n: tokenized[n] for n in ("train", "validation")}, config)
+def test_the_trainer_never_sees_the_test_rows(peft_model, tokenizer, tokenized, args):
+    trainer = make_trainer(peft_model, tokenizer, {n: tokenized[n] for n in ("train", "validation")}, args)
     assert sorted(trainer.eval_dataset["input_ids"][:]) == sorted(tokenized["validation"]["input_ids"][:])
 
 
@@ -111,15 +110,15 @@ def test_batches_are_grouped_by_length(trainer, tokenized):
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, (True, False)), (False, (False, True))])
-def test_mixed_precision_follows_the_gpu(config, monkeypatch, native, expected):
+def test_mixed_precision_follows_the_gpu(args, monkeypatch, native, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
-    arguments = evaluation_arguments(config)
+    arguments = evaluation_arguments(args)
     assert (arguments["bf16"], arguments["fp16"]) == expected
 
 
-def test_a_cpu_trains_in_full_precision(config):
-    arguments = training_arguments(config, config.output_dir)
+def test_a_cpu_trains_in_full_precision(args):
+    arguments = training_arguments(args, args.training.output_dir)
     assert not arguments.bf16
     assert not arguments.fp16
 

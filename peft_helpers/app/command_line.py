@@ -10,7 +10,6 @@ import traceback
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 from zipfile import ZipFile
@@ -72,28 +71,28 @@ def _overview() -> str:
 
 
 def _run_config_help(verb: str) -> str:
-    from peft_helpers.arguments import RunConfigParser
+    from peft_helpers.arguments import ArgumentsParser
 
     notes = "The profile, the model and the data set change some of these defaults; an option that is given wins."
-    parser = RunConfigParser(prog=f"{PROGRAM} {verb}", description=VERBS[verb].__doc__, epilog=notes)
+    parser = ArgumentsParser(prog=f"{PROGRAM} {verb}", description=VERBS[verb].__doc__, epilog=notes)
     return parser.format_help()
 
 
-def _parse_run_config(verb: str, words: list[str], **defaults):
+def _parse_arguments(verb: str, words: list[str], **defaults):
     """Return the configuration, or None where help was asked for and is shown; in all processes the first one's."""
     if {"-h", "--help"} & set(words):
         print(_run_config_help(verb))
         return None
-    from peft_helpers.arguments import parse_run_config
+    from peft_helpers.arguments import parse_arguments
 
     if "RANK" not in os.environ:  # no launcher: one process, and nothing to import yet
-        return parse_run_config(words, **defaults)
+        return parse_arguments(words, **defaults)
     from accelerate.utils import broadcast_object_list
 
     from peft_helpers.distributed import start_processes
 
     start_processes()
-    return broadcast_object_list([parse_run_config(words, **defaults)])[0]
+    return broadcast_object_list([parse_arguments(words, **defaults)])[0]
 
 
 class _Parser(ArgumentParser):
@@ -120,8 +119,8 @@ def _folder(name: str) -> Path:
 
 def train(words: list[str]) -> None:
     """Fine-tune, test before and after, and save adapter, results.json and figures to --output_dir."""
-    config = _parse_run_config("train", words)
-    if config is None:
+    args = _parse_arguments("train", words)
+    if args is None:
         return
     from peft_helpers.app.results import describe_run, save_results
     from peft_helpers.distributed import start_processes
@@ -130,7 +129,7 @@ def train(words: list[str]) -> None:
 
     start_processes()
     keep_output_clean()
-    result = run(config)
+    result = run(args)
     if _is_main_process():
         save_results(result)
         print(describe_run(result))
@@ -216,21 +215,21 @@ def _classify(model, tokenizer, texts: list[str]) -> Iterator[dict]:
 
 def compare(words: list[str]) -> int | None:
     """Train several methods alike and compare them; methods.csv and methods.png go to --output_dir."""
-    config = _parse_run_config("compare", words, output_dir="method_comparison", comparison_file=None)
-    if config is None:
+    args = _parse_arguments("compare", words, output_dir="method_comparison", comparison_file=None)
+    if args is None:
         return None
-    if config.comparison_file is None:
-        config = replace(config, comparison_file=str(Path(config.output_dir, "method_comparison.jsonl")))
+    if args.comparison.comparison_file is None:
+        args = args.replace(comparison_file=str(Path(args.training.output_dir, "method_comparison.jsonl")))
     from peft_helpers.app.results import describe_compared_methods, save_methods
     from peft_helpers.notebook import keep_output_clean
     from peft_helpers.pipeline import compare_methods
 
     keep_output_clean()
-    Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-    results, references = compare_methods(config)
+    Path(args.training.output_dir).mkdir(parents=True, exist_ok=True)
+    results, references = compare_methods(args)
     if _is_main_process():
-        save_methods(results, references, config.output_dir)
-        print(describe_compared_methods(results, references, config.output_dir))
+        save_methods(results, references, args.training.output_dir)
+        print(describe_compared_methods(results, references, args.training.output_dir))
     return int(any(row["error"] for row in results))
 
 
@@ -280,8 +279,8 @@ def serve(words: list[str]) -> None:
 
 def language_model(words: list[str]) -> None:
     """Fine-tune on texts without labels: perplexity and generated text before and after."""
-    config = _parse_run_config("language-model", words)
-    if config is None:
+    args = _parse_arguments("language-model", words)
+    if args is None:
         return
     from peft_helpers.distributed import start_processes
     from peft_helpers.language_modeling.task import run_language_model
@@ -289,7 +288,7 @@ def language_model(words: list[str]) -> None:
 
     start_processes()
     keep_output_clean()
-    result = run_language_model(config)
+    result = run_language_model(args)
     if _is_main_process():
         path = Path(result["output_dir"], "results.json")
         path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

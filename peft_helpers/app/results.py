@@ -54,7 +54,7 @@ def summarize_run(result: RunResult) -> dict:
         "label_names": result.label_names,
         "trainable_parameters": result.trainable_parameters,
         "parameters": result.parameters,
-        "adapter_megabytes": adapter_size(result.config.output_dir),
+        "adapter_megabytes": adapter_size(result.args.training.output_dir),
         "config": asdict(result.config),
         "environment": describe_environment().to_dict(),
         "seconds": result.seconds,
@@ -63,7 +63,7 @@ def summarize_run(result: RunResult) -> dict:
 
 def save_results(result: RunResult) -> None:
     """Write ``results.json`` and the figures into the adapter's folder, ``output_dir``."""
-    folder = Path(result.config.output_dir)
+    folder = Path(result.args.training.output_dir)
     (folder / RESULTS_FILE).write_text(json.dumps(summarize_run(result), indent=2) + "\n", encoding="utf-8")
     figures = (
         plot_before_after(result.untuned, result.tuned, result.majority),
@@ -81,7 +81,7 @@ def _save_figure(figure: Figure, path: Path) -> None:
 
 def describe_run(result: RunResult) -> str:
     """Return the table before and after, where everything lies, and what can be done next."""
-    folder = result.config.output_dir
+    folder = result.args.training.output_dir
     share = result.trainable_parameters / result.parameters
     table = format_comparison(result.untuned, result.tuned, result.trainable_parameters, adapter_size(folder))
     return (

@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from peft_helpers.adapters import load_run_config
-from peft_helpers.arguments import RunConfig
+from peft_helpers.arguments import Arguments
 from peft_helpers.model_card import display_name
 from peft_helpers.modeling import load_base_model, move_to_device
 from peft_helpers.notebook import keep_output_clean
@@ -73,10 +73,10 @@ def open_page(
     _check_address(server_name, server_port)
     if max_characters < 1:
         raise ValueError(f"max_characters is {max_characters}; it must be greater than 0.")
-    config = load_run_config(adapter_dir)
+    args = load_run_config(adapter_dir)
     gradio = _import_gradio()
     tuned, untuned, tokenizer = load_models(adapter_dir)
-    page = _make_page(tuned, untuned, tokenizer, config, max_characters)
+    page = _make_page(tuned, untuned, tokenizer, args, max_characters)
     page.launch(
         server_name=server_name, server_port=server_port or None, prevent_thread_lock=True, quiet=True, footer_links=[],
         # Gradio would else take these from the environment, or switch them on in hosted notebooks.
@@ -123,7 +123,7 @@ def _make_page(
     tuned: PeftModel,
     untuned: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    config: RunConfig,
+    args: Arguments,
     max_characters: int,
 ) -> "gradio.Blocks":
     gradio = _import_gradio()
@@ -135,7 +135,7 @@ def _make_page(
             return None, None, str(error)
 
     with gradio.Blocks(title="Try the adapter", analytics_enabled=False) as page:
-        gradio.Markdown(_describe(config, tuned, tokenizer))
+        gradio.Markdown(_describe(args, tuned, tokenizer))
         # A browser counts UTF-16 units and cuts what is pasted: far enough behind the limit that the cut is told of.
         text = gradio.Textbox(label="Text", lines=4, max_lines=12, max_length=3 * max_characters)
         button = gradio.Button("Classify", variant="primary")
@@ -149,8 +149,8 @@ def _make_page(
     return page
 
 
-def _describe(config: RunConfig, tuned: PeftModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    base, dataset = (_escape(display_name(name)) for name in (config.model_name_or_path, config.dataset_name))
+def _describe(args: Arguments, tuned: PeftModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    base, dataset = (_escape(display_name(name)) for name in (args.model.model_name_or_path, args.data.dataset_name))
     return f"""\
 # Try the adapter
 

@@ -19,7 +19,7 @@ from peft import (
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from transformers import PreTrainedModel
 
-from peft_helpers.arguments import TINY_GPT2, RunConfig
+from peft_helpers.arguments import TINY_GPT2, Arguments
 from peft_helpers.modeling import head_modules, uses_conv1d
 
 
@@ -27,7 +27,7 @@ from peft_helpers.modeling import head_modules, uses_conv1d
 class Method:
     """One way of fine-tuning.
 
-    ``learning_rate_factor`` times ``RunConfig.learning_rate``, which is LoRA's, is the learning rate that suits the
+    ``learning_rate_factor`` times ``Arguments.learning_rate``, which is LoRA's, is the learning rate that suits the
     method, for the reason in ``reason``. ``make_config`` is None where PEFT has no part: head only, and everything.
     """
 
@@ -35,7 +35,7 @@ class Method:
     description: str
     learning_rate_factor: float
     reason: str
-    make_config: Callable[[RunConfig, PreTrainedModel], PeftConfig] | None = None
+    make_config: Callable[[Arguments, PreTrainedModel], PeftConfig] | None = None
     quantized: bool = False
 
 
@@ -53,8 +53,8 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
-def adapt_model(model: PreTrainedModel, method: Method, config: RunConfig) -> PreTrainedModel | PeftModel:
-    """Return ``model`` with only that trainable which ``method`` trains, for `RunConfig.comparison_steps` steps.
+def adapt_model(model: PreTrainedModel, method: Method, args: Arguments) -> PreTrainedModel | PeftModel:
+    """Return ``model`` with only that trainable which ``method`` trains, for `Arguments.comparison_steps` steps.
 
     A PEFT method names no layers unless it is about them: they are then those that PEFT chooses for the architecture,
     for LoRA in GPT-2 ``c_attn``, and every linear layer where LoRA's choice is not known to PEFT.
@@ -63,7 +63,7 @@ def adapt_model(model: PreTrainedModel, method: Method, config: RunConfig) -> Pr
         # The Trainer turns activation checkpointing on, if it is asked for.
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if method.make_config is not None:
-        return get_peft_model(model, method.make_config(config, model))
+        return get_peft_model(model, method.make_config(args, model))
     if method.name == "head-only":
         head = tuple(f"{name}." for name in head_modules(model))
         for name, parameter in model.named_parameters():
@@ -79,55 +79,57 @@ def _classifier(model: PreTrainedModel) -> dict:
     return {"task_type": "SEQ_CLS", "modules_to_save": head_modules(model)}
 
 
-def _lora(config: RunConfig, model: PreTrainedModel, r: int | None = None, **options) -> LoraConfig:
-    r = r or config.lora_r
+def _lora(args: Arguments, model: PreTrainedModel, r: int | None = None, **options) -> LoraConfig:
+    r = r or args.lora.lora_r
     known = model.config.model_type in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     return LoraConfig(
         **_classifier(model),
         r=r,
-        lora_alpha=config.lora_alpha * r / config.lora_r,  # every rank scales its update alike
-        lora_dropout=config.lora_dropout,
+        lora_alpha=args.lora.lora_alpha * r / args.lora.lora_r,  # every rank scales its update alike
+        lora_dropout=args.lora.lora_dropout,
         fan_in_fan_out=uses_conv1d(model),
         **({"target_modules": None if known else "all-linear"} | options),
     )
 
 
-def _lora_all_linear(config: RunConfig, model: PreTrainedModel) -> LoraConfig:
-    return _lora(config, model, target_modules="all-linear")
+def _lora_all_linear(args: Arguments, model: PreTrainedModel) -> LoraConfig:
+    return _lora(args, model, target_modules="all-linear")
 
 
-def _ia3(config: RunConfig, model: PreTrainedModel) -> IA3Config:
+def _ia3(args: Arguments, model: PreTrainedModel) -> IA3Config:
     return IA3Config(**_classifier(model), fan_in_fan_out=uses_conv1d(model))
 
 
-def _adalora(config: RunConfig, model: PreTrainedModel) -> AdaLoraConfig:
+def _adalora(args: Arguments, model: PreTrainedModel) -> AdaLoraConfig:
     return AdaLoraConfig(
         **_classifier(model),
-        init_r=config.lora_r * 3 // 2,  # Zhang et al. 2023, section 4: starts at 1.5 times the rank that it ends with
-        target_r=config.lora_r,
-        total_step=config.comparison_steps,
-        tinit=config.comparison_steps // 10,
-        tfinal=config.comparison_steps // 3,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
+        init_r=args.lora.lora_r
+        * 3
+        // 2,  # Zhang et al. 2023, section 4: starts at 1.5 times the rank that it ends with
+        target_r=args.lora.lora_r,
+        total_step=args.comparison.comparison_steps,
+        tinit=args.comparison.comparison_steps // 10,
+        tfinal=args.comparison.comparison_steps // 3,
+        lora_alpha=args.lora.lora_alpha,
+        lora_dropout=args.lora.lora_dropout,
         fan_in_fan_out=uses_conv1d(model),
     )
 
 
-def _vera(config: RunConfig, model: PreTrainedModel) -> VeraConfig:
-    return VeraConfig(**_classifier(model), vera_dropout=config.lora_dropout, fan_in_fan_out=uses_conv1d(model))
+def _vera(args: Arguments, model: PreTrainedModel) -> VeraConfig:
+    return VeraConfig(**_classifier(model), vera_dropout=args.lora.lora_dropout, fan_in_fan_out=uses_conv1d(model))
 
 
-def _layer_norms(config: RunConfig, model: PreTrainedModel) -> LNTuningConfig:
+def _layer_norms(args: Arguments, model: PreTrainedModel) -> LNTuningConfig:
     names = {name.split(".")[-1] for name, module in model.named_modules() if "Norm" in type(module).__name__}
     return LNTuningConfig(**_classifier(model), target_modules=sorted(names))
 
 
-def _prefix_tuning(config: RunConfig, model: PreTrainedModel) -> PrefixTuningConfig:
+def _prefix_tuning(args: Arguments, model: PreTrainedModel) -> PrefixTuningConfig:
     return PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=16)
 
 
-_LORA = "the one that RunConfig.learning_rate is meant for"
+_LORA = "the one that Arguments.learning_rate is meant for"
 # Reasons without a source were found on BBC News' validation rows with the tiny GPT-2, one seed, two or three factors.
 METHODS = {
     method.name: method
@@ -154,10 +156,10 @@ METHODS = {
 TINY_GPT2_FACTORS = {"full": 0.5}
 
 
-def learning_rate(method: Method, config: RunConfig) -> float:
-    """Return the learning rate that ``method`` takes when ``config.learning_rate`` is LoRA's."""
-    tiny = TINY_GPT2_FACTORS if config.model_name_or_path == TINY_GPT2 else {}
-    return tiny.get(method.name, method.learning_rate_factor) * config.learning_rate
+def learning_rate(method: Method, args: Arguments) -> float:
+    """Return the learning rate that ``method`` takes when ``args.training.learning_rate`` is LoRA's."""
+    tiny = TINY_GPT2_FACTORS if args.model.model_name_or_path == TINY_GPT2 else {}
+    return tiny.get(method.name, method.learning_rate_factor) * args.training.learning_rate
 
 
 _PADDING = (

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from peft_helpers.analysis.report import predicted_labels
-from peft_helpers.arguments import LM_FIELDS, RunConfig
+from peft_helpers.arguments import LM_FIELDS, Arguments
 from peft_helpers.batches import LengthTrainer
 from peft_helpers.checkpoints import digest_rows
 from peft_helpers.checks import assert_same_logits, fingerprint_parameters
@@ -36,27 +36,27 @@ from peft_helpers.training import training_arguments
 # Where a run writes, and what the comparison sets itself.
 _NOT_DECISIVE = {"profile", "output_dir", "overwrite_output_dir", "checkpoint_dir", "seed", "comparison_methods",
                  "comparison_seeds", "comparison_file", *LM_FIELDS}  # fmt: skip
-REPEATED = ("lora-r8", "dora", "ia3")  # methods that run with `RunConfig.comparison_seeds` seeds
+REPEATED = ("lora-r8", "dora", "ia3")  # methods that run with `Arguments.comparison_seeds` seeds
 RELOAD_ROWS = 64  # on which the reloaded adapter is compared with the one in memory
 
 
-def plan_comparison(config: RunConfig) -> list[tuple[str, int]]:
-    """Return the runs of ``config.comparison_methods``: each method with its seed, those of `REPEATED` with several.
+def plan_comparison(args: Arguments) -> list[tuple[str, int]]:
+    """Return the runs of ``args.comparison.comparison_methods``: each method with its seed, those of `REPEATED` with several.
 
     Raises:
         ValueError: a method is not known, or refused, and the message says why, and what to take instead; or
-            ``config.comparison_file`` is no file of results, or in a folder that does not exist.
+            ``args.comparison.comparison_file`` is no file of results, or in a folder that does not exist.
     """
-    names = list(dict.fromkeys(config.comparison_methods))
+    names = list(dict.fromkeys(args.comparison.comparison_methods))
     if not names or (len(names) > 1 and {"all", "none"}.intersection(names)):
         raise ValueError(f"comparison_methods is {names}; expected names of methods, or all or none alone.")
     methods = {"all": list(METHODS), "none": []}.get(names[0], names)
     for name in methods:
         find_method(name)
     if methods:
-        _check_results_file(Path(config.comparison_file))
-    seeds = range(config.seed, config.seed + config.comparison_seeds)
-    return [(name, seed) for name in methods for seed in (seeds if name in REPEATED else [config.seed])]
+        _check_results_file(Path(args.comparison.comparison_file))
+    seeds = range(args.training.seed, args.training.seed + args.comparison.comparison_seeds)
+    return [(name, seed) for name in methods for seed in (seeds if name in REPEATED else [args.training.seed])]
 
 
 def _check_results_file(path: Path) -> None:
@@ -69,11 +69,11 @@ def _check_results_file(path: Path) -> None:
 
 
 def run_method(
-    name: str, config: RunConfig, tokenized: DatasetDict, tokenizer: PreTrainedTokenizerBase, label_names: list[str]
+    name: str, args: Arguments, tokenized: DatasetDict, tokenizer: PreTrainedTokenizerBase, label_names: list[str]
 ) -> dict:
-    """Train one method from the pre-trained model and the head of ``config.seed``, and test it as it ends.
+    """Train one method from the pre-trained model and the head of ``args.training.seed``, and test it as it ends.
 
-    Every method takes ``config.comparison_steps`` steps on the same rows in the same order. No checkpoint is chosen.
+    Every method takes ``args.comparison.comparison_steps`` steps on the same rows in the same order. No checkpoint is chosen.
     The adapter is saved, loaded onto a fresh base and compared with the one in memory; then it is removed.
 
     Returns:
@@ -85,21 +85,21 @@ def run_method(
         ValueError: there is no such method, or it is refused; the message says why, and what to take instead.
     """
     method = find_method(name)
-    base_config = replace(config, load_in_4bit=method.quantized)
+    base_args = args.replace(load_in_4bit=method.quantized)
     load = partial(load_base_model, label_names=label_names, tokenizer=tokenizer)
     with PeakMemory() as memory:  # the foundation model counts, quantised or not
-        model = adapt_model(load(base_config), method, config)
-        seconds = _train(model, tokenized["train"], tokenizer, method, config)
-    output = predict(model, tokenizer, tokenized["test"], config, disable_tqdm=True)
+        model = adapt_model(load(base_args), method, args)
+        seconds = _train(model, tokenized["train"], tokenizer, method, args)
+    output = predict(model, tokenizer, tokenized["test"], args, disable_tqdm=True)
     # With another seed, what was not saved of the head comes back as other random numbers, and shows.
-    reload = partial(load, replace(base_config, seed=config.seed ^ 1))
-    verified, megabytes = _save_and_reload(model, reload, method, tokenized["test"], tokenizer, config)
+    reload = partial(load, base_args.replace(seed=args.training.seed ^ 1))
+    verified, megabytes = _save_and_reload(model, reload, method, tokenized["test"], tokenizer, args)
     return {
         "method": name,
-        "seed": config.seed,
-        "learning_rate": learning_rate(method, config),
+        "seed": args.training.seed,
+        "learning_rate": learning_rate(method, args),
         "parameters": empty_model(
-            AutoConfig.from_pretrained(config.model_name_or_path, num_labels=len(label_names))
+            AutoConfig.from_pretrained(args.model.model_name_or_path, num_labels=len(label_names))
         ).num_parameters(),
         "trainable_parameters": sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad),
         "accuracy": output.metrics["test_accuracy"],
@@ -114,7 +114,7 @@ def run_method(
 
 def run_methods(
     runs: list[tuple[str, int]],
-    config: RunConfig,
+    args: Arguments,
     tokenized: DatasetDict,
     tokenizer: PreTrainedTokenizerBase,
     label_names: list[str],
@@ -126,14 +126,14 @@ def run_methods(
     foundation model, rows, versions and device is not run again. A method that fails gives a result with its ``error``,
     and the others go on.
     """
-    fingerprint = _fingerprint(config, tokenized, tokenizer, label_names)
+    fingerprint = _fingerprint(args, tokenized, tokenizer, label_names)
     known = {(row["method"], row["seed"], row["learning_rate"]): row for row in read_results(results_file)
              if row["fingerprint"] == fingerprint and row["error"] is None}  # fmt: skip
     rows = []
     for number, (name, seed) in enumerate(runs, 1):
-        row = known.get((name, seed, learning_rate(find_method(name), config)))
+        row = known.get((name, seed, learning_rate(find_method(name), args)))
         if row is None:
-            row = _try_method(name, replace(config, seed=seed), tokenized, tokenizer, label_names)
+            row = _try_method(name, args.replace(seed=seed), tokenized, tokenizer, label_names)
             row |= {"fingerprint": fingerprint, "environment": describe_environment().to_dict()}
             with Path(results_file).open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(row) + "\n")
@@ -186,11 +186,11 @@ def _read_result(line: str, path: Path) -> dict:
     return row
 
 
-def _try_method(name: str, config: RunConfig, *arguments) -> dict:
+def _try_method(name: str, args: Arguments, *arguments) -> dict:
     try:
-        return run_method(name, config, *arguments) | {"error": None}
+        return run_method(name, args, *arguments) | {"error": None}
     except Exception as error:  # the next methods go on
-        return {"method": name, "seed": config.seed, "error": f"{type(error).__name__}: {error}"}
+        return {"method": name, "seed": args.training.seed, "error": f"{type(error).__name__}: {error}"}
 
 
 def _describe(row: dict) -> str:
@@ -201,23 +201,23 @@ def _describe(row: dict) -> str:
 
 
 def _fingerprint(
-    config: RunConfig, tokenized: DatasetDict, tokenizer: PreTrainedTokenizerBase, label_names: list[str]
+    args: Arguments, tokenized: DatasetDict, tokenizer: PreTrainedTokenizerBase, label_names: list[str]
 ) -> str:
     """Return a hash of all that decides on every result: settings, foundation model, rows, versions and device."""
-    settings = {name: value for name, value in asdict(config).items() if name not in _NOT_DECISIVE}
-    model = load_base_model(replace(config, load_in_4bit=False), label_names, tokenizer)
+    settings = {name: value for name, value in asdict(args).items() if name not in _NOT_DECISIVE}
+    model = load_base_model(args.replace(load_in_4bit=False), label_names, tokenizer)
     weights = fingerprint_parameters(model.base_model)  # the head is each seed's own
     rows = [digest_rows(tokenized[split]) for split in ("train", "test")]
     content = json.dumps([settings, weights, describe_environment().to_dict(), rows])
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _train(model, train: Dataset, tokenizer: PreTrainedTokenizerBase, method: Method, config: RunConfig) -> float:
+def _train(model, train: Dataset, tokenizer: PreTrainedTokenizerBase, method: Method, args: Arguments) -> float:
     """Train ``model`` and return the seconds that it took."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = LengthTrainer(
             model=model,
-            args=comparison_arguments(config, learning_rate(method, config), folder),
+            args=comparison_arguments(args, learning_rate(method, args), folder),
             train_dataset=train,
             processing_class=tokenizer,
             data_collator=DataCollatorWithPadding(tokenizer),
@@ -228,12 +228,12 @@ def _train(model, train: Dataset, tokenizer: PreTrainedTokenizerBase, method: Me
         return trainer.train().metrics["train_runtime"]
 
 
-def comparison_arguments(config: RunConfig, learning_rate: float, output_dir: str) -> TrainingArguments:
-    """Return the Trainer's arguments for `RunConfig.comparison_steps` steps, without evaluation or checkpoint."""
+def comparison_arguments(args: Arguments, learning_rate: float, output_dir: str) -> TrainingArguments:
+    """Return the Trainer's arguments for `Arguments.comparison_steps` steps, without evaluation or checkpoint."""
     return replace(
-        training_arguments(config, output_dir),
+        training_arguments(args, output_dir),
         learning_rate=learning_rate,
-        max_steps=config.comparison_steps,
+        max_steps=args.comparison.comparison_steps,
         eval_strategy="no",
         save_strategy="no",
         logging_strategy="no",
@@ -257,7 +257,7 @@ def _save_and_reload(
     method: Method,
     test: Dataset,
     tokenizer: PreTrainedTokenizerBase,
-    config: RunConfig,
+    args: Arguments,
 ) -> tuple[bool | None, float]:
     """Return whether what was saved gives the same logits on a fresh base (None: not kept), and its MB."""
     if method.name == "full":
@@ -274,6 +274,6 @@ def _save_and_reload(
             reloaded.load_state_dict(load_file(file), strict=False)
         megabytes = file.stat().st_size / 1e6
     rows = test.select(range(min(RELOAD_ROWS, test.num_rows)))
-    logits = [predict(each, tokenizer, rows, config, disable_tqdm=True).predictions for each in (model, reloaded)]
+    logits = [predict(each, tokenizer, rows, args, disable_tqdm=True).predictions for each in (model, reloaded)]
     assert_same_logits(*logits, compute_dtype())
     return True, megabytes

@@ -14,7 +14,7 @@ from transformers import (
     Trainer,
 )
 
-from peft_helpers.arguments import RunConfig
+from peft_helpers.arguments import Arguments
 from peft_helpers.checks import rounding_bound
 from peft_helpers.distributed import OneDeviceArguments
 from peft_helpers.prediction import never_trained
@@ -67,7 +67,7 @@ def perplexity_arguments(tokenizer: PreTrainedTokenizerBase) -> dict:
 
 
 def evaluate_perplexity(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, blocks: Dataset, config: RunConfig
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, blocks: Dataset, args: Arguments
 ) -> dict[str, float]:
     """Return `compute_perplexity` of the model on the blocks of `tokenize_blocks`.
 
@@ -78,7 +78,7 @@ def evaluate_perplexity(
     with never_trained(model):
         trainer = Trainer(
             model=model,
-            args=OneDeviceArguments(**evaluation_arguments(config), output_dir=tempfile.gettempdir()),
+            args=OneDeviceArguments(**evaluation_arguments(args), output_dir=tempfile.gettempdir()),
             **perplexity_arguments(tokenizer),
         )
     with explain_out_of_memory(trainer):

@@ -11,7 +11,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from peft_helpers.arguments import BBC_NEWS
 
-# Not `RunConfig.seed`: the tiny GPT-2 was pre-trained on the training articles of exactly this split,
+# Not `Arguments.seed`: the tiny GPT-2 was pre-trained on the training articles of exactly this split,
 # so another seed would let pre-training see test articles.
 SPLIT_SEED = 42
 # Cosine of two articles' TF-IDF vectors. Edited versions of one report stand above 0.8, which a little depends on how

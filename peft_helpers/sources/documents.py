@@ -8,7 +8,7 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, load_dataset
 from transformers import PreTrainedTokenizerBase
 
-from peft_helpers.arguments import BBC_NEWS, RunConfig
+from peft_helpers.arguments import BBC_NEWS, Arguments
 from peft_helpers.data import is_string, load_dataset_arguments
 from peft_helpers.sources.bbc_news import load_bbc_topic
 from peft_helpers.sources.data_files import extension
@@ -18,10 +18,10 @@ DEFAULT_CONFIGURATIONS = {WIKITEXT: "wikitext-2-raw-v1", BBC_NEWS: "sports"}
 _WIKITEXT_TITLE = re.compile(r" = [^=].* = \n?")  # those of sections have more equals signs
 
 
-def load_documents(config: RunConfig) -> DatasetDict:
-    """Return train, validation and test of ``config.dataset_name``, one column ``text``, a row a document.
+def load_documents(args: Arguments) -> DatasetDict:
+    """Return train, validation and test of ``args.data.dataset_name``, one column ``text``, a row a document.
 
-    Documents are the articles of WikiText and of BBC News (of the topic ``config.dataset_config_name``), what stands
+    Documents are the articles of WikiText and of BBC News (of the topic ``args.data.dataset_config_name``), what stands
     between blank lines in a ``.txt`` file, and else the rows. Blank ones are left out. What the data set has no split
     for is drawn from ``train``, by document and seeded: a fifth for the test, then a tenth for the validation. A
     document that occurs twice is kept once, in the test rather than elsewhere; a line says how many are left out.
@@ -30,14 +30,14 @@ def load_documents(config: RunConfig) -> DatasetDict:
         FileNotFoundError: there is no such file.
         ValueError: a file cannot be read, no column holds the texts, or there are too few documents to split.
     """
-    if config.dataset_name == BBC_NEWS:
-        return load_bbc_topic(config.dataset_config_name)
-    if extension(Path(config.dataset_name)) == ".txt":
-        raw = DatasetDict(train=Dataset.from_dict({"text": read_paragraphs(Path(config.dataset_name))}))
+    if args.data.dataset_name == BBC_NEWS:
+        return load_bbc_topic(args.data.dataset_config_name)
+    if extension(Path(args.data.dataset_name)) == ".txt":
+        raw = DatasetDict(train=Dataset.from_dict({"text": read_paragraphs(Path(args.data.dataset_name))}))
     else:
-        raw = load_dataset(**load_dataset_arguments(config))
-    texts = {name: _texts(split, config) for name, split in raw.items()}
-    return _keep_once(_carve_missing_splits(texts, config.seed))
+        raw = load_dataset(**load_dataset_arguments(args))
+    texts = {name: _texts(split, args) for name, split in raw.items()}
+    return _keep_once(_carve_missing_splits(texts, args.training.seed))
 
 
 def read_paragraphs(file: Path) -> list[str]:
@@ -62,18 +62,18 @@ def read_paragraphs(file: Path) -> list[str]:
     return re.split(r"\n\s*\n", "\n".join(text.splitlines()))
 
 
-def _texts(split: Dataset, config: RunConfig) -> list[str]:
+def _texts(split: Dataset, args: Arguments) -> list[str]:
     """Return the documents of a split in its order, without blank ones."""
     strings = [name for name, feature in split.features.items() if is_string(feature)]
-    named = [name for name in (config.text_column, "text") if name in strings]
+    named = [name for name in (args.data.text_column, "text") if name in strings]
     candidates = named[:1] or strings
     if len(candidates) != 1:
         raise ValueError(
-            f"{config.dataset_name} has the columns {', '.join(split.column_names)}, of which {candidates or 'none'} "
+            f"{args.data.dataset_name} has the columns {', '.join(split.column_names)}, of which {candidates or 'none'} "
             "could be the texts. Expected one column of strings, or one named text; rename it, or name the text_column."
         )
     rows = split[candidates[0]][:]
-    documents = join_articles(rows) if config.dataset_name == WIKITEXT else rows
+    documents = join_articles(rows) if args.data.dataset_name == WIKITEXT else rows
     return [text.strip() for text in documents if text and text.strip()]
 
 

@@ -8,12 +8,12 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, IterableDataset, IterableDatasetDict, Value
 from transformers import PreTrainedTokenizerBase
 
-from peft_helpers.arguments import RunConfig
+from peft_helpers.arguments import Arguments
 from peft_helpers.data import check_train, find_columns, hash_texts, name_labels, rename_splits
 from peft_helpers.distributed import process_state
 from peft_helpers.tokenization import tokenize_dataset, tokenize_passages
 
-EVAL_ROWS = 2_000  # of validation and of test, unless `RunConfig.max_eval_rows` says otherwise
+EVAL_ROWS = 2_000  # of validation and of test, unless `Arguments.max_eval_samples` says otherwise
 SHUFFLE_BUFFER = 10_000  # rows
 MAX_LABELS = 1_000  # more than that are no classes, and would fill the memory
 _NO_LABEL = ("", -1, "-1")
@@ -21,10 +21,10 @@ _HEAD_ROWS = 1_000  # by which columns are told
 _GROUPED_BATCHES = 50  # as the Trainer's sampler takes at a time
 
 
-def prepare_stream(raw: IterableDatasetDict, config: RunConfig) -> dict[str, Dataset | IterableDataset]:
+def prepare_stream(raw: IterableDatasetDict, args: Arguments) -> dict[str, Dataset | IterableDataset]:
     """Return train as an endless stream, validation and test as tables, with the columns ``text`` and ``label``.
 
-    Validation and test are random samples of `RunConfig.max_eval_rows` rows, by default `EVAL_ROWS`. The split that is
+    Validation and test are random samples of `Arguments.max_eval_samples` rows, by default `EVAL_ROWS`. The split that is
     missing is drawn from train: at most a fifth for the test, a tenth for the validation. What is learnt from the rows
     (missing splits, the labels where no ``ClassLabel`` lists them) takes one pass over them before training. Rows
     without text or label and texts of the test or the validation are left out of train as they come by. The stream
@@ -37,8 +37,8 @@ def prepare_stream(raw: IterableDatasetDict, config: RunConfig) -> dict[str, Dat
     check_train(raw)
     splits = rename_splits(raw)
     head = Dataset.from_list(list(splits["train"].take(_HEAD_ROWS)), features=splits["train"].features)
-    columns = find_columns(head, config.text_column, config.label_column)
-    samples, counts = _draw_samples(splits, columns, head.features[columns[1]], config)
+    columns = find_columns(head, args.data.text_column, args.data.label_column)
+    samples, counts = _draw_samples(splits, columns, head.features[columns[1]], args)
     names = _name_labels(columns[1], head.features[columns[1]], counts)
     label = ClassLabel(names=list(dict.fromkeys(names.values())))
     ids = {value: label.str2int(name) for value, name in names.items()}
@@ -60,24 +60,24 @@ def prepare_stream(raw: IterableDatasetDict, config: RunConfig) -> dict[str, Dat
         raise ValueError("No row is left to train on: all lack a text or a label, or stand in validation or test.")
     sizes = ", ".join(f"{table.num_rows:,} for the {name}" for name, table in tables.items())
     print(f"The training rows are streamed; rows kept in memory: {sizes}.")
-    return {"train": train.shuffle(config.seed, buffer_size=SHUFFLE_BUFFER).repeat(None), **tables}
+    return {"train": train.shuffle(args.training.seed, buffer_size=SHUFFLE_BUFFER).repeat(None), **tables}
 
 
 def _draw_samples(
-    splits: dict[str, IterableDataset], columns: tuple[str, str], feature: object, config: RunConfig
+    splits: dict[str, IterableDataset], columns: tuple[str, str], feature: object, args: Arguments
 ) -> tuple[dict[str, list], dict[str, Counter]]:
     """Return rows for test and validation, and how often each label occurs in the splits that were read for it."""
-    rows, samples, counts = config.max_eval_rows or EVAL_ROWS, {}, {}
+    rows, samples, counts = args.data.max_eval_samples or EVAL_ROWS, {}, {}
     for name in ("test", "validation"):
         if name in splits:
-            sample, found = _survey(name, splits[name], columns, rows, config.seed)
+            sample, found = _survey(name, splits[name], columns, rows, args.training.seed)
             if any(label not in _NO_LABEL for label in found):  # SST-2's test has none
                 samples[name], counts[name] = sample, found
     if "test" not in samples and "validation" in samples:
         samples["test"], counts["test"] = samples.pop("validation"), counts.pop("validation")
     missing = [name for name in ("test", "validation") if name not in samples]
     if missing or not isinstance(feature, ClassLabel):
-        drawn, counts["train"] = _survey("train", splits["train"], columns, 2 * rows, config.seed)
+        drawn, counts["train"] = _survey("train", splits["train"], columns, 2 * rows, args.training.seed)
         for name, share in (("test", 0.2), ("validation", 0.1)):
             if name in missing:
                 size = min(rows, round(share * counts["train"].total()))
@@ -144,16 +144,20 @@ def _check_tables(tables: dict[str, Dataset], label: ClassLabel, ids: dict, trai
 
 
 def tokenize_stream(
-    dataset: dict[str, Dataset | IterableDataset], tokenizer: PreTrainedTokenizerBase, config: RunConfig
+    dataset: dict[str, Dataset | IterableDataset], tokenizer: PreTrainedTokenizerBase, args: Arguments
 ) -> dict[str, Dataset | IterableDataset]:
     """Return the splits of `prepare_stream` tokenized for `make_trainer`; train as it is read, in passages.
 
     Of every 50 batches of the stream, rows of like length share a batch.
     """
-    rows = config.per_device_train_batch_size * config.gradient_accumulation_steps * process_state().num_processes
-    train = tokenize_passages(dataset["train"], tokenizer, config.max_length)
+    rows = (
+        args.training.per_device_train_batch_size
+        * args.training.gradient_accumulation_steps
+        * process_state().num_processes
+    )
+    train = tokenize_passages(dataset["train"], tokenizer, args.data.max_length)
     grouped = train.map(group_by_length, batched=True, batch_size=_GROUPED_BATCHES * rows, fn_kwargs={"rows": rows})
-    tables = {name: tokenize_dataset(dataset[name], tokenizer, config.max_length) for name in ("validation", "test")}
+    tables = {name: tokenize_dataset(dataset[name], tokenizer, args.data.max_length) for name in ("validation", "test")}
     return {"train": grouped, **tables}
 
 

@@ -34,8 +34,8 @@ def bar_heights(axes) -> list[float]:
     return [round(patch.get_height(), 3) for patch in axes.patches]
 
 
-def test_class_balance_shows_shares(raw, config):
-    axes = plot_class_balance(count_classes(prepare_splits(raw, config))).axes[0]
+def test_class_balance_shows_shares(raw, args):
+    axes = plot_class_balance(count_classes(prepare_splits(raw, args))).axes[0]
     assert bar_heights(axes) == [50.0] * 6
     assert axes.get_ylabel() == "share of the split, %"
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from conftest import BAD, GOOD
 
-from peft_helpers import RunConfig
+from peft_helpers import Arguments
 from peft_helpers.app import command_line
 from peft_helpers.app.command_line import VERBS, main
 
@@ -36,7 +36,7 @@ def reviews(folder) -> str:
 
 @pytest.fixture(scope="module")
 def options(tiny_model_dir, reviews) -> list[str]:
-    size = "--max_length 32 --learning_rate 0.01 --per_device_train_batch_size 8 --max_train_rows 24"
+    size = "--max_length 32 --learning_rate 0.01 --per_device_train_batch_size 8 --max_train_samples 24"
     return ["--model_name_or_path", tiny_model_dir, "--dataset_name", reviews, *size.split()]
 
 
@@ -104,7 +104,7 @@ def test_another_process_than_the_first_writes_no_results(folder, trained, optio
     results = trained[0] / "results.json"
     before = results.stat().st_mtime_ns
     monkeypatch.setattr(command_line, "_is_main_process", lambda: False)
-    monkeypatch.setattr("peft_helpers.pipeline.run", lambda config: None)
+    monkeypatch.setattr("peft_helpers.pipeline.run", lambda args: None)
     status, output, _ = run("train", *options, "--output_dir", trained[0])
     assert status == 0
     assert "test rows" not in output
@@ -204,7 +204,7 @@ def test_help_is_complete_and_grouped(run):
     assert status == 0
     assert not [verb for verb in VERBS if not re.search(rf"^  {verb} +\S", output, re.MULTILINE)]
     assert not [
-        field.name for field in fields(RunConfig) if not re.search(rf"^  --{field.name}\b", output, re.MULTILINE)
+        field.name for field in fields(Arguments) if not re.search(rf"^  --{field.name}\b", output, re.MULTILINE)
     ]
     # Python 3.13 writes "--lora_r, --lora-r INT" where older ones repeat INT.
     order = ["model and data:", "  --dataset_name", "\nLoRA:", "  --lora_r", "\ntraining and evaluation:"]
@@ -286,7 +286,7 @@ def test_a_launched_process_takes_the_configuration_of_the_first(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr("peft_helpers.distributed.start_processes", lambda: started.append(True))
     monkeypatch.setattr("accelerate.utils.broadcast_object_list", lambda objects: ["the first one's", *objects[1:]])
-    assert command_line._parse_run_config("train", ["--profile", "offline"]) == "the first one's"
+    assert command_line._parse_arguments("train", ["--profile", "offline"]) == "the first one's"
     assert started
 
 

@@ -18,12 +18,12 @@ def output(labels: np.ndarray) -> PredictionOutput:
 
 
 @pytest.fixture
-def result(config):
-    Path(config.output_dir).mkdir()
-    Path(config.output_dir, "adapter_model.safetensors").write_bytes(bytes(2_500_000))
+def result(args):
+    Path(args.training.output_dir).mkdir()
+    Path(args.training.output_dir, "adapter_model.safetensors").write_bytes(bytes(2_500_000))
     log = [{"epoch": 1.0, "loss": 0.5}, {"epoch": 1.0, "eval_loss": 0.4, "eval_accuracy": 0.9, "eval_f1": 0.9}]
     return RunResult(
-        config,
+        args,
         ["no", "yes"],
         output(UNTUNED),
         output(UNTUNED),
@@ -54,7 +54,7 @@ def test_the_summary_compares_the_models_row_by_row(result):
 
 def test_what_is_saved_is_json_and_pictures(result):
     save_results(result)
-    folder = Path(result.config.output_dir)
+    folder = Path(result.args.training.output_dir)
     assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(summarize_run(result)))
     assert len(list(folder.glob("*.png"))) == 3
 

@@ -1,7 +1,6 @@
 import shutil
 import socket
 import sys
-from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,24 +18,24 @@ BASE, TUNED = "Before fine-tuning", "After fine-tuning"
 MARKUP = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>"
 
 
-def save_adapter(peft_model, tokenizer, config) -> Path:
+def save_adapter(peft_model, tokenizer, args) -> Path:
     """Save the folder as the notebook does."""
-    tokenizer.model_max_length = config.max_length
-    peft_model.save_pretrained(config.output_dir)
-    peft_model.config.save_pretrained(config.output_dir)
-    tokenizer.save_pretrained(config.output_dir)
-    helpers.save_run_config(config, config.output_dir)
-    return Path(config.output_dir)
+    tokenizer.model_max_length = args.data.max_length
+    peft_model.save_pretrained(args.training.output_dir)
+    peft_model.config.save_pretrained(args.training.output_dir)
+    tokenizer.save_pretrained(args.training.output_dir)
+    helpers.save_run_config(args, args.training.output_dir)
+    return Path(args.training.output_dir)
 
 
 @pytest.fixture
-def adapter_dir(peft_model, tokenizer, config) -> Path:
-    return save_adapter(peft_model, tokenizer, config)
+def adapter_dir(peft_model, tokenizer, args) -> Path:
+    return save_adapter(peft_model, tokenizer, args)
 
 
 @pytest.fixture
-def untuned(config, tokenizer):
-    return helpers.load_base_model(config, ["negative", "positive"], tokenizer)
+def untuned(args, tokenizer):
+    return helpers.load_base_model(args, ["negative", "positive"], tokenizer)
 
 
 def probabilities(model, tokenizer, text: str) -> dict[str, float]:
@@ -61,8 +60,8 @@ def test_the_tuned_model_and_the_one_that_it_began_from_are_loaded(adapter_dir, 
 
 
 @pytest.mark.reliability("fault")
-def test_a_base_model_that_has_gone_is_named(adapter_dir, config):
-    helpers.save_run_config(replace(config, model_name_or_path="./gone"), adapter_dir)
+def test_a_base_model_that_has_gone_is_named(adapter_dir, args):
+    helpers.save_run_config(args.replace(model_name_or_path="./gone"), adapter_dir)
     with pytest.raises(FileNotFoundError, match=r"model_name_or_path is './gone': expected a folder"):
         load_models(adapter_dir)
 
@@ -210,10 +209,10 @@ def test_the_page_shows_both_models_bars(opened, visit, peft_model, untuned, tok
     assert hosts(window) == {f"127.0.0.1:{page.server_port}"}
 
 
-def test_an_adapter_that_was_trained_names_the_right_label(opened, visit, new_trainer, tokenizer, config):
+def test_an_adapter_that_was_trained_names_the_right_label(opened, visit, new_trainer, tokenizer, args):
     trainer = new_trainer(num_train_epochs=6)
     trainer.train()
-    window = visit(opened(save_adapter(trainer.model, tokenizer, replace(config, output_dir="trained"))).local_url)
+    window = visit(opened(save_adapter(trainer.model, tokenizer, args.replace(output_dir="trained"))).local_url)
     for text, label in (("a fine film", "positive"), ("a dull film", "negative")):
         classify(window, text)
         block(window, TUNED).get_by_role("heading", name=label).wait_for()
@@ -248,13 +247,13 @@ def test_pasting_too_much_is_told_rather_than_cut_in_silence(opened, visit):
     window.get_by_text("at most 20 characters are read").wait_for()
 
 
-def test_markup_is_shown_as_text(opened, visit, config, tokenizer):
+def test_markup_is_shown_as_text(opened, visit, args, tokenizer):
     """Names come with an adapter, which may be somebody else's; a text is whatever was pasted."""
     labels = [MARKUP, "{{7*7}} ${7*7}"]
     lora = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", fan_in_fan_out=True)
-    model = get_peft_model(helpers.load_base_model(config, labels, tokenizer), lora)
+    model = get_peft_model(helpers.load_base_model(args, labels, tokenizer), lora)
     name = f"{MARKUP} ![picture](http://203.0.113.1/p.png) [link](javascript:window.hacked=1) </title>"
-    folder = save_adapter(model, tokenizer, replace(config, dataset_name=name, output_dir="markup"))
+    folder = save_adapter(model, tokenizer, args.replace(dataset_name=name, output_dir="markup"))
     page = opened(folder)
     window = visit(page.local_url)
     window.on("dialog", lambda dialog: pytest.fail(dialog.message))

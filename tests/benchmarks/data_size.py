@@ -57,7 +57,7 @@ def peak_memory():
         watcher.join()
 
 
-def run_stream(config, tokenizer) -> None:
+def run_stream(args, tokenizer) -> None:
     """Train for `STEPS` steps on a stream, tokenizing as it goes."""
     from datasets import load_dataset
     from peft import LoraConfig, get_peft_model
@@ -65,23 +65,23 @@ def run_stream(config, tokenizer) -> None:
     import peft_helpers as helpers
     from peft_helpers.sources.streaming import prepare_stream, tokenize_stream
 
-    dataset = prepare_stream(load_dataset(**helpers.load_dataset_arguments(config)), config)
-    model = helpers.load_base_model(config, dataset["train"].features["label"].names, tokenizer)
+    dataset = prepare_stream(load_dataset(**helpers.load_dataset_arguments(args)), args)
+    model = helpers.load_base_model(args, dataset["train"].features["label"].names, tokenizer)
     model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", fan_in_fan_out=True))
-    trainer = helpers.make_trainer(model, tokenizer, tokenize_stream(dataset, tokenizer, config), config)
+    trainer = helpers.make_trainer(model, tokenizer, tokenize_stream(dataset, tokenizer, args), args)
     with helpers.guard_training(trainer) as checkpoint:
         trainer.train(resume_from_checkpoint=checkpoint)
 
 
-def run_table(config, tokenizer) -> None:
+def run_table(args, tokenizer) -> None:
     """Load, split and tokenize a table on disk."""
     from datasets import load_dataset
 
     import peft_helpers as helpers
 
-    dataset = helpers.prepare_splits(load_dataset(**helpers.load_dataset_arguments(config)), config)
+    dataset = helpers.prepare_splits(load_dataset(**helpers.load_dataset_arguments(args)), args)
     helpers.count_classes(dataset)
-    helpers.tokenize_dataset(dataset, tokenizer, config.max_length)
+    helpers.tokenize_dataset(dataset, tokenizer, args.data.max_length)
 
 
 CASES = {"stream": run_stream, "table": run_table}
@@ -99,13 +99,13 @@ def measure(case: str, folder: Path) -> dict[str, float]:
         f"--profile offline --dataset_name {folder / 'rows.csv'} --max_length 64 --output_dir {folder / 'adapter'}"
     )
     if case == "stream":
-        options += f" --streaming true --max_steps {STEPS} --max_eval_rows 500"
+        options += f" --streaming true --max_steps {STEPS} --max_eval_samples 500"
         options += f" --checkpoint_dir {folder / 'checkpoints'}"
-    config = helpers.parse_run_config(options)
-    tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
+    args = helpers.parse_arguments(options)
+    tokenizer = AutoTokenizer.from_pretrained(args.model.model_name_or_path)
     start, started = memory(), time.perf_counter()
     with peak_memory() as peak:
-        CASES[case](config, tokenizer)
+        CASES[case](args, tokenizer)
     return peak | {"anonymous at start": start["anonymous"], "seconds": time.perf_counter() - started}
 
 

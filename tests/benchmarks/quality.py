@@ -76,29 +76,29 @@ def train(
     return clock.curve
 
 
-def usual(config: helpers.RunConfig, labels: list[str], tokenizer) -> tuple[object, TrainingArguments]:
+def usual(args: helpers.Arguments, labels: list[str], tokenizer) -> tuple[object, TrainingArguments]:
     """Return the model and the arguments of the usual notebooks: PEFT's own target modules, 2e-5, random order."""
-    set_seed(config.seed)
-    model = AutoModelForSequenceClassification.from_pretrained(config.model_name_or_path, num_labels=len(labels))
+    set_seed(args.training.seed)
+    model = AutoModelForSequenceClassification.from_pretrained(args.model.model_name_or_path, num_labels=len(labels))
     model.config.pad_token_id = tokenizer.pad_token_id
     lora = LoraConfig(
         task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.05, fan_in_fan_out=helpers.uses_conv1d(model)
     )
     return get_peft_model(model, lora), TrainingArguments(
         tempfile.mkdtemp(),
-        seed=config.seed,
+        seed=args.training.seed,
         learning_rate=USUAL_LEARNING_RATE,
-        num_train_epochs=config.num_train_epochs,
-        per_device_train_batch_size=config.per_device_train_batch_size,
-        per_device_eval_batch_size=config.per_device_eval_batch_size,
+        num_train_epochs=args.training.num_train_epochs,
+        per_device_train_batch_size=args.training.per_device_train_batch_size,
+        per_device_eval_batch_size=args.training.per_device_eval_batch_size,
         report_to="none",
     )
 
 
-def defaults(config: helpers.RunConfig, labels: list[str], tokenizer) -> tuple[object, TrainingArguments]:
+def defaults(args: helpers.Arguments, labels: list[str], tokenizer) -> tuple[object, TrainingArguments]:
     """Return the model and the arguments of the notebook."""
-    model = helpers.load_base_model(config, labels, tokenizer)
-    return inject_lora(model, config), helpers.training_arguments(config, tempfile.mkdtemp())
+    model = helpers.load_base_model(args, labels, tokenizer)
+    return inject_lora(model, args), helpers.training_arguments(args, tempfile.mkdtemp())
 
 
 def plot(curves: dict[str, list[tuple[float, float]]], title: str, path: Path) -> None:
@@ -119,17 +119,17 @@ def main() -> None:
     parser.add_argument("--output_file", type=Path, default=Path("quality.png"), help="the figure; JSON goes beside it")
     parser.add_argument("--points", type=int, default=20, help="evaluations on the way")
     options, rest = parser.parse_known_args()
-    config = helpers.parse_run_config(shlex.join(rest))
-    dataset = load_splits(config)
+    args = helpers.parse_arguments(shlex.join(rest))
+    dataset = load_splits(args)
     labels = dataset["train"].features["label"].names
-    tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(args.model.model_name_or_path)
     curves = {}
     for name, make, trainer_class in (("usual recipe", usual, Trainer), ("this package", defaults, LengthTrainer)):
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "right"
-        model, arguments = make(config, labels, tokenizer)
-        tokenized = tokenize_splits(dataset, tokenizer, config)
+        model, arguments = make(args, labels, tokenizer)
+        tokenized = tokenize_splits(dataset, tokenizer, args)
         curves[name] = train(trainer_class, model, arguments, tokenized, tokenizer, options.points)
         print(name, ", ".join(f"{seconds:.0f} s {accuracy:.3f}" for seconds, accuracy in curves[name]))
     total, target = curves["usual recipe"][-1]
@@ -138,7 +138,9 @@ def main() -> None:
     print(f"The usual recipe ends at {target:.3f} after {total:.0f} s; this package {when}.")
     content = {"environment": helpers.describe_environment().to_dict(), "curves": curves}
     options.output_file.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
-    plot(curves, f"{Path(config.model_name_or_path).name}, {Path(config.dataset_name).name}", options.output_file)
+    plot(
+        curves, f"{Path(args.model.model_name_or_path).name}, {Path(args.data.dataset_name).name}", options.output_file
+    )
 
 
 if __name__ == "__main__":

@@ -100,12 +100,12 @@ def defaults(settings: dict, tokenizer: PreTrainedTokenizerBase, train: Dataset,
     """Return the seconds of training and of evaluation with this package; ``settings["without"]`` leaves a part out."""
     for part in {"fuse_gelu", "read_one_token", "reuse_freed_memory"} & set(settings["without"]):
         setattr(speed, part, lambda model=None: None)
-    config = helpers.RunConfig(
+    args = helpers.Arguments(
         model_name_or_path=settings["model"],
         num_train_epochs=1,
         per_device_train_batch_size=settings["batch_size"],
     )
-    model = helpers.load_base_model(config, LABELS, tokenizer)
+    model = helpers.load_base_model(args, LABELS, tokenizer)
     if "no_dropout" in settings["without"]:
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
@@ -114,7 +114,7 @@ def defaults(settings: dict, tokenizer: PreTrainedTokenizerBase, train: Dataset,
         model.config.use_cache = True
     model = get_peft_model(model, lora_config(settings, model))
     arguments = replace(
-        helpers.training_arguments(config, tempfile.mkdtemp()),
+        helpers.training_arguments(args, tempfile.mkdtemp()),
         eval_strategy="no",
         save_strategy="no",
         load_best_model_at_end=False,
@@ -125,7 +125,7 @@ def defaults(settings: dict, tokenizer: PreTrainedTokenizerBase, train: Dataset,
         model=model, args=arguments, train_dataset=train, data_collator=DataCollatorWithPadding(tokenizer)
     )
     seconds = trainer.train().metrics["train_runtime"]
-    return seconds, helpers.predict(model, tokenizer, test, config, disable_tqdm=True).metrics["test_runtime"]
+    return seconds, helpers.predict(model, tokenizer, test, args, disable_tqdm=True).metrics["test_runtime"]
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ import peft_helpers as helpers
 
 PARTS = ("like_lengths", "fuse_gelu", "no_dropout", "no_cache", "read_one_token", "reuse_freed_memory")
 USUAL = {"path": "usual", "padding": "longest", "lora_dropout": 0.05, "without": []}
-DEFAULTS = {"path": "defaults", "lora_dropout": helpers.RunConfig.lora_dropout, "without": []}
+DEFAULTS = {"path": "defaults", "lora_dropout": helpers.Arguments.lora_dropout, "without": []}
 
 
 def draw_lengths(kind: str, count: int, seed: int) -> list[int]:
@@ -77,8 +77,8 @@ def make_model(options: argparse.Namespace, folder: str) -> int:
     set_seed(0)
     tiny = {"n_embd": 128, "n_layer": 4, "n_head": 4, "vocab_size": len(tokenizer)}
     special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id)
-    config = GPT2Config(**(tiny if options.model == "tiny" else {}), **special)
-    model = GPT2LMHeadModel(config)
+    args = GPT2Config(**(tiny if options.model == "tiny" else {}), **special)
+    model = GPT2LMHeadModel(args)
     model.save_pretrained(folder)
     return sum(parameter.numel() for parameter in model.transformer.h.parameters())
 

@@ -7,8 +7,8 @@ from peft_helpers.data import prepare_splits
 
 
 @pytest.fixture
-def dataset(raw, config):
-    return prepare_splits(raw, config)
+def dataset(raw, args):
+    return prepare_splits(raw, args)
 
 
 def test_the_classical_model_learns_words_and_answers_in_order(dataset):

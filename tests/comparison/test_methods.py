@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import peft
 import pytest
 import torch
@@ -28,9 +26,9 @@ def head_is_trained(model) -> bool:
 
 
 @pytest.mark.parametrize("name", OF_PEFT)
-def test_injecting_a_method_changes_no_prediction_and_trains_the_head(name, config, model, batch):
+def test_injecting_a_method_changes_no_prediction_and_trains_the_head(name, args, model, batch):
     before = logits(model, batch)
-    adapted = adapt_model(model, METHODS[name], config)
+    adapted = adapt_model(model, METHODS[name], args)
     assert head_is_trained(adapted)
     # PiSSA splits each weight in two, which rounds; a prefix is random, and moves what it is put before.
     tolerance = {"pissa": 1e-5, "prefix-tuning": 1}.get(name, 0)
@@ -38,15 +36,15 @@ def test_injecting_a_method_changes_no_prediction_and_trains_the_head(name, conf
 
 
 @pytest.mark.parametrize("name", OF_PEFT)
-def test_a_row_is_classified_alike_alone_and_in_a_padded_batch(name, config, model, batch, tokenizer):
-    adapted = adapt_model(model, METHODS[name], config)
+def test_a_row_is_classified_alike_alone_and_in_a_padded_batch(name, args, model, batch, tokenizer):
+    adapted = adapt_model(model, METHODS[name], args)
     alone = logits(adapted, tokenizer(["bad"], return_tensors="pt"))
     torch.testing.assert_close(logits(adapted, batch)[1:], alone, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", OF_PEFT)
-def test_each_method_learns_only_what_it_says(name, config, model, batch):
-    adapted = adapt_model(model, METHODS[name], config)
+def test_each_method_learns_only_what_it_says(name, args, model, batch):
+    adapted = adapt_model(model, METHODS[name], args)
     before = fingerprint_parameters(adapted)
     trainable = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
     # With B = 0, or zeros on AdaLoRA's diagonal, A has no gradient before the second step.
@@ -58,26 +56,26 @@ def test_each_method_learns_only_what_it_says(name, config, model, batch):
     assert changed_parameters(before, adapted) == trainable
 
 
-def test_every_rank_scales_its_update_alike(config, model):
-    ranks = [METHODS[name].make_config(config, model) for name in ("lora-r4", "lora-r8", "lora-r16")]
+def test_every_rank_scales_its_update_alike(args, model):
+    ranks = [METHODS[name].make_config(args, model) for name in ("lora-r4", "lora-r8", "lora-r16")]
     assert [each.r for each in ranks] == [4, 8, 16]
-    assert {each.lora_alpha / each.r for each in ranks} == {config.lora_alpha / config.lora_r}
+    assert {each.lora_alpha / each.r for each in ranks} == {args.lora.lora_alpha / args.lora.lora_r}
 
 
-def test_head_only_trains_the_head(config, model):
-    head = adapt_model(model, METHODS["head-only"], config)
+def test_head_only_trains_the_head(args, model):
+    head = adapt_model(model, METHODS["head-only"], args)
     assert [name for name, parameter in head.named_parameters() if parameter.requires_grad] == ["score.weight"]
 
 
-def test_full_trains_everything(config, model):
-    assert all(parameter.requires_grad for parameter in adapt_model(model, METHODS["full"], config).parameters())
+def test_full_trains_everything(args, model):
+    assert all(parameter.requires_grad for parameter in adapt_model(model, METHODS["full"], args).parameters())
 
 
-def test_the_tiny_model_has_a_learning_rate_of_its_own_for_full_fine_tuning(config):
+def test_the_tiny_model_has_a_learning_rate_of_its_own_for_full_fine_tuning(args):
     full = METHODS["full"]
-    assert learning_rate(full, replace(config, learning_rate=1.0)) == 0.1
-    assert learning_rate(full, replace(config, learning_rate=1.0, model_name_or_path=TINY_GPT2)) == 0.5
-    assert learning_rate(METHODS["ia3"], replace(config, learning_rate=1.0, model_name_or_path=TINY_GPT2)) == 10
+    assert learning_rate(full, args.replace(learning_rate=1.0)) == 0.1
+    assert learning_rate(full, args.replace(learning_rate=1.0, model_name_or_path=TINY_GPT2)) == 0.5
+    assert learning_rate(METHODS["ia3"], args.replace(learning_rate=1.0, model_name_or_path=TINY_GPT2)) == 10
 
 
 @pytest.mark.reliability("bad input")
@@ -148,5 +146,5 @@ def test_every_refusal_is_shown():
     assert set(REFUSED) == {*PROMPTS, *UNTRAINED_HEAD, *CANNOT_RUN, "osf"}
 
 
-def test_peft_model_is_what_comes_back(config, model):
-    assert isinstance(adapt_model(model, METHODS["lora-r8"], config), PeftModel)
+def test_peft_model_is_what_comes_back(args, model):
+    assert isinstance(adapt_model(model, METHODS["lora-r8"], args), PeftModel)

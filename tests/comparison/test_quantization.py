@@ -1,6 +1,5 @@
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -28,8 +27,8 @@ LABELS = ["negative", "positive"]
 
 
 @pytest.fixture
-def load(config, tokenizer, processor):
-    return lambda: load_base_model(replace(config, load_in_4bit=True), LABELS, tokenizer)
+def load(args, tokenizer, processor):
+    return lambda: load_base_model(args.replace(load_in_4bit=True), LABELS, tokenizer)
 
 
 def test_the_linear_layers_are_quantised_and_the_head_is_not(load, model):
@@ -81,9 +80,9 @@ def test_lora_learns_on_the_quantised_base_and_reloads(load, tokenizer, tmp_path
     assert_same_logits(*logits, torch.float32)
 
 
-def test_the_untrained_quantised_model_can_be_evaluated(load, tokenizer, tokenized, config, model):
-    quantized = predict(load(), tokenizer, tokenized["test"], config).predictions
-    full = predict(model, tokenizer, tokenized["test"], config).predictions
+def test_the_untrained_quantised_model_can_be_evaluated(load, tokenizer, tokenized, args, model):
+    quantized = predict(load(), tokenizer, tokenized["test"], args).predictions
+    full = predict(model, tokenizer, tokenized["test"], args).predictions
     assert 0 < abs(quantized - full).max() < 0.2 * abs(full).max()
 
 
@@ -100,11 +99,11 @@ def test_evaluating_and_saving_leave_the_quantised_model_as_it_is_and_it_can_be_
     model.train()(**batch, labels=torch.tensor([1, 0])).loss.backward()
 
 
-def test_without_care_bitsandbytes_repacks_the_weights_where_the_processor_has_avx512_bf16(config, processor):
+def test_without_care_bitsandbytes_repacks_the_weights_where_the_processor_has_avx512_bf16(args, processor):
     """If this fails, bitsandbytes has changed, and `keep_4bit_weights_unpacked` may have had its day."""
-    four_bits = quantization_config(config.model_name_or_path)
+    four_bits = quantization_config(args.model.model_name_or_path)
     model = AutoModelForSequenceClassification.from_pretrained(
-        config.model_name_or_path, **classifier_arguments(LABELS), quantization_config=four_bits
+        args.model.model_name_or_path, **classifier_arguments(LABELS), quantization_config=four_bits
     ).eval()
     model.config.pad_token_id = 0
     inputs = {"input_ids": torch.ones(1, 3, dtype=torch.int64)}
@@ -120,7 +119,7 @@ def test_bitsandbytes_works_here():
 
 
 @pytest.mark.reliability("fault")
-def test_where_it_does_not_work_the_reason_is_told(monkeypatch, config):
+def test_where_it_does_not_work_the_reason_is_told(monkeypatch, args):
     def broken(*arguments, **options):
         raise RuntimeError("no kernel image")
 
@@ -128,7 +127,7 @@ def test_where_it_does_not_work_the_reason_is_told(monkeypatch, config):
     reason = "bitsandbytes cannot quantise on this machine (RuntimeError: no kernel image)"
     assert quantization_problem() == reason
     with pytest.raises(ValueError, match=r"load_in_4bit is asked for, but bitsandbytes cannot .*Leave it out"):
-        check_model(replace(config, load_in_4bit=True))
+        check_model(args.replace(load_in_4bit=True))
 
 
 @pytest.mark.reliability("fault")
@@ -144,5 +143,5 @@ def test_its_note_on_an_optional_kernel_is_kept_off_the_output():
 
 
 def test_the_head_of_another_architecture_is_skipped_too():
-    config = AutoConfig.for_model("distilbert", n_layers=1, dim=8, n_heads=2, hidden_dim=8, vocab_size=16)
-    assert head_modules(empty_model(config)) == ["pre_classifier", "classifier"]
+    args = AutoConfig.for_model("distilbert", n_layers=1, dim=8, n_heads=2, hidden_dim=8, vocab_size=16)
+    assert head_modules(empty_model(args)) == ["pre_classifier", "classifier"]

@@ -16,8 +16,8 @@ LABELS = ["negative", "positive"]
 
 
 @pytest.fixture
-def short(config):
-    return replace(config, comparison_steps=3)
+def short(args):
+    return args.replace(comparison_steps=3)
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def run(short, tokenized, tokenizer, tmp_path):
     """`run_methods` with all but the runs given; the file of the results is its attribute."""
 
     def run(*runs, config=short):
-        return run_methods(list(runs), config, tokenized, tokenizer, LABELS, run.file)
+        return run_methods(list(runs), args, tokenized, tokenizer, LABELS, run.file)
 
     run.file = tmp_path / "results.jsonl"
     return run

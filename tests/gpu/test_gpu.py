@@ -19,11 +19,11 @@ TEXTS = ["a fine film", "what a sad, cold and tired story", ""]
 
 
 @pytest.fixture
-def small(config, raw, monkeypatch):
+def small(args, raw, monkeypatch):
     """A configuration whose data set is that of the fixture `raw`."""
-    monkeypatch.setattr(pipeline, "load_dataset_arguments", lambda config: {})
+    monkeypatch.setattr(pipeline, "load_dataset_arguments", lambda args: {})
     monkeypatch.setattr(pipeline, "load_dataset", lambda: raw)
-    return replace(config, num_train_epochs=2)
+    return args.replace(num_train_epochs=2)
 
 
 @pytest.fixture(params=[torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])

@@ -8,8 +8,8 @@ PROMPTS = ["a fine", "what a sad, cold and tired"]
 
 
 @pytest.fixture
-def language_model(config, tokenizer):
-    model = AutoModelForCausalLM.from_pretrained(config.model_name_or_path)
+def language_model(args, tokenizer):
+    model = AutoModelForCausalLM.from_pretrained(args.model.model_name_or_path)
     set_padding(tokenizer, model)
     return model
 

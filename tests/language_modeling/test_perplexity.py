@@ -1,5 +1,4 @@
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,8 +18,8 @@ from peft_helpers.tokenization import set_padding
 
 
 @pytest.fixture
-def language_model(config, tokenizer):
-    model = AutoModelForCausalLM.from_pretrained(config.model_name_or_path)
+def language_model(args, tokenizer):
+    model = AutoModelForCausalLM.from_pretrained(args.model.model_name_or_path)
     set_padding(tokenizer, model)
     return model
 
@@ -48,11 +47,9 @@ def by_hand(model, blocks) -> tuple[float, int]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 64])
-def test_perplexity_is_that_by_hand_whatever_the_batches(batch_size, language_model, tokenizer, blocks, config):
+def test_perplexity_is_that_by_hand_whatever_the_batches(batch_size, language_model, tokenizer, blocks, args):
     expected, count = by_hand(language_model.eval(), blocks)
-    found = evaluate_perplexity(
-        language_model, tokenizer, blocks, replace(config, per_device_eval_batch_size=batch_size)
-    )
+    found = evaluate_perplexity(language_model, tokenizer, blocks, args.replace(per_device_eval_batch_size=batch_size))
     assert found["predicted_tokens"] == count
     assert found["perplexity"] == pytest.approx(expected, rel=1e-6)
 

@@ -6,7 +6,7 @@ import json
 import pytest
 from datasets import Dataset, load_dataset
 
-from peft_helpers import RunConfig, load_dataset_arguments, prepare_splits
+from peft_helpers import Arguments, load_dataset_arguments, prepare_splits
 from peft_helpers.sources.data_files import data_files_arguments
 
 ROWS = [{"text": f"text {number}", "label": number % 2} for number in range(40)]
@@ -22,8 +22,8 @@ def parquet(rows: list[dict]) -> bytes:
 
 def load(path) -> tuple[list[str], list[str]]:
     """Return the texts of all splits, sorted, and the names of the labels."""
-    config = RunConfig(dataset_name=str(path))
-    dataset = prepare_splits(load_dataset(**load_dataset_arguments(config)), config)
+    args = Arguments(dataset_name=str(path))
+    dataset = prepare_splits(load_dataset(**load_dataset_arguments(args)), args)
     return sorted(text for split in dataset.values() for text in split["text"]), dataset["train"].features[
         "label"
     ].names
@@ -96,7 +96,7 @@ fault = pytest.mark.reliability("fault")
 def test_a_file_that_cannot_be_read_is_named_with_what_to_do(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
-        load_dataset_arguments(RunConfig(dataset_name=str(tmp_path / name)))
+        load_dataset_arguments(Arguments(dataset_name=str(tmp_path / name)))
     assert str(tmp_path / name) in str(error.value)
 
 
@@ -107,7 +107,7 @@ def test_files_whose_columns_differ_are_named(tmp_path):
     with pytest.raises(
         ValueError, match=r"train\.csv has the columns \['text', 'label'\], but .*test\.csv has \['text'\]"
     ):
-        load_dataset_arguments(RunConfig(dataset_name=str(tmp_path)))
+        load_dataset_arguments(Arguments(dataset_name=str(tmp_path)))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
 import gzip
-from dataclasses import replace
 from itertools import chain
 
 import pytest
@@ -15,19 +14,19 @@ def texts_of(documents) -> dict[str, list[str]]:
     return {name: rows["text"][:] for name, rows in documents.items()}
 
 
-def test_one_topic_keeps_the_splits_of_bbc_news(config):
-    found = texts_of(load_documents(replace(config, dataset_name=BBC_NEWS, dataset_config_name="tech")))
+def test_one_topic_keeps_the_splits_of_bbc_news(args):
+    found = texts_of(load_documents(args.replace(dataset_name=BBC_NEWS, dataset_config_name="tech")))
     articles = load_bbc_news()
     for name, rows in articles.items():
         tech = rows.features["label"].str2int("tech")
         assert found[name] == [row["text"] for row in rows if row["label"] == tech]
 
 
-def test_a_text_file_is_split_by_paragraph_and_each_is_kept_once(config, tmp_path):
+def test_a_text_file_is_split_by_paragraph_and_each_is_kept_once(args, tmp_path):
     paragraphs = [f"Paragraph {number}\nhas two lines." for number in range(20)]
     file = tmp_path / "novel.txt"
     file.write_text("\r\n \r\n".join([*paragraphs, paragraphs[3]]) + "\n", encoding="utf-8")
-    found = texts_of(load_documents(replace(config, dataset_name=str(file))))
+    found = texts_of(load_documents(args.replace(dataset_name=str(file))))
     assert {name: len(rows) for name, rows in found.items()} == {"train": 14, "validation": 2, "test": 4}
     assert sorted(chain.from_iterable(found.values())) == sorted(paragraphs)
 
@@ -38,21 +37,21 @@ def test_a_gzipped_text_file_and_a_byte_order_mark_are_read(tmp_path):
     assert read_paragraphs(file) == ["one", "two £"]
 
 
-def test_a_table_gives_its_column_of_texts_and_blank_rows_are_left_out(config, tmp_path):
+def test_a_table_gives_its_column_of_texts_and_blank_rows_are_left_out(args, tmp_path):
     file = tmp_path / "rows.csv"
     file.write_text("number,words\n" + "".join(f"{number},words {number}\n" for number in range(10)) + "10, \n")
-    found = texts_of(load_documents(replace(config, dataset_name=str(file))))
+    found = texts_of(load_documents(args.replace(dataset_name=str(file))))
     assert sorted(chain.from_iterable(found.values())) == [f"words {number}" for number in range(10)]
 
 
-def test_a_named_column_wins_over_one_called_text(config, monkeypatch):
+def test_a_named_column_wins_over_one_called_text(args, monkeypatch):
     rows = Dataset.from_dict({"text": [f"a{n}" for n in range(12)], "body": [f"b{n}" for n in range(12)]})
     monkeypatch.setattr(documents_module, "load_dataset", lambda **names: DatasetDict(train=rows))
-    found = load_documents(replace(config, dataset_name="some/texts", text_column="body"))
+    found = load_documents(args.replace(dataset_name="some/texts", text_column="body"))
     assert all(text.startswith("b") for text in chain.from_iterable(texts_of(found).values()))
 
 
-def test_wikitext_comes_as_articles_and_what_straddles_splits_is_in_the_test_only(config, monkeypatch, capsys):
+def test_wikitext_comes_as_articles_and_what_straddles_splits_is_in_the_test_only(args, monkeypatch, capsys):
     def lines(*titles):
         return Dataset.from_dict({
             "text": [line for title in titles
@@ -62,7 +61,7 @@ def test_wikitext_comes_as_articles_and_what_straddles_splits_is_in_the_test_onl
     asked = {}
     raw = DatasetDict(test=lines("A", "B"), train=lines("B", "C", "D"), validation=lines("E"))
     monkeypatch.setattr(documents_module, "load_dataset", lambda **names: (asked.update(names), raw)[1])
-    found = texts_of(load_documents(replace(config, dataset_name=WIKITEXT, dataset_config_name="wikitext-2-raw-v1")))
+    found = texts_of(load_documents(args.replace(dataset_name=WIKITEXT, dataset_config_name="wikitext-2-raw-v1")))
     assert asked == {"path": WIKITEXT, "name": "wikitext-2-raw-v1"}
     assert {name: [text[2] for text in rows] for name, rows in found.items()} == {
         "train": ["C", "D"], "validation": ["E"], "test": ["A", "B"],
@@ -115,18 +114,18 @@ def test_a_document_may_be_longer_than_the_positions(tokenizer, caplog):
     ],
     ids=["too few", "blank", "not UTF-8", "not gzipped", "two columns", "no column", "no file"],
 )
-def test_texts_that_cannot_be_used_are_named(name, content, message, config, tmp_path):
+def test_texts_that_cannot_be_used_are_named(name, content, message, args, tmp_path):
     file = tmp_path / (name or "missing.txt")
     if name is not None:
         file.write_bytes(content)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        load_documents(replace(config, dataset_name=str(file)))
+        load_documents(args.replace(dataset_name=str(file)))
 
 
 @pytest.mark.reliability("bad input")
-def test_an_unknown_topic_is_answered_with_the_topics(config):
+def test_an_unknown_topic_is_answered_with_the_topics(args):
     with pytest.raises(ValueError, match="'weather'; the topics of bbc-news are business, entertainment, politics"):
-        load_documents(replace(config, dataset_name=BBC_NEWS, dataset_config_name="weather"))
+        load_documents(args.replace(dataset_name=BBC_NEWS, dataset_config_name="weather"))
 
 
 @pytest.mark.reliability("bad input")

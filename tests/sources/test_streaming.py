@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
 from peft_helpers import (
-    RunConfig,
+    Arguments,
     changed_parameters,
     fingerprint_parameters,
     guard_training,
@@ -23,7 +23,7 @@ from peft_helpers import (
 )
 from peft_helpers.sources.streaming import EVAL_ROWS, group_by_length, prepare_stream, tokenize_stream
 
-STREAMING = {"streaming": True, "max_steps": 12, "max_eval_rows": 8}
+STREAMING = {"streaming": True, "max_steps": 12, "max_eval_samples": 8}
 
 
 def stream(**splits: dict[str, list]) -> IterableDatasetDict:
@@ -38,13 +38,13 @@ def rows(number: int, mark: str = "", labels=("bad", "good")) -> dict[str, list]
 
 
 @pytest.fixture
-def streamed(config):
-    return replace(config, **STREAMING)
+def streamed(args):
+    return args.replace(**STREAMING)
 
 
 def test_missing_splits_are_drawn_from_all_of_train_and_kept_out_of_it(streamed):
     raw = rows(400)
-    dataset = prepare_stream(stream(train=raw), replace(streamed, max_eval_rows=60))
+    dataset = prepare_stream(stream(train=raw), replace(streamed, max_eval_samples=60))
     assert isinstance(dataset["train"], IterableDataset)
     assert {name: dataset[name].num_rows for name in ("test", "validation")} == {"test": 60, "validation": 40}
     numbers = [int(text.split()[1]) for text in [*dataset["test"]["text"], *dataset["validation"]["text"]]]
@@ -81,7 +81,7 @@ def test_given_splits_are_sampled_and_an_unlabelled_test_is_replaced(streamed):
 
 def test_by_default_some_rows_are_kept_in_memory(streamed):
     raw = stream(train=rows(60), validation=rows(EVAL_ROWS + 500, "v"), test=rows(20, "t"))
-    dataset = prepare_stream(raw, replace(streamed, max_eval_rows=None))
+    dataset = prepare_stream(raw, replace(streamed, max_eval_samples=None))
     assert (dataset["validation"].num_rows, dataset["test"].num_rows) == (EVAL_ROWS, 20)
 
 
@@ -141,8 +141,8 @@ def test_a_file_is_streamed_as_it_would_be_loaded(tmp_path, streamed):
     Dataset.from_dict(raw).rename_column("text", "review").to_pandas().to_csv(tmp_path / "train.csv", index=False)
     found = []
     for name in ("train.jsonl.gz", "train.csv"):
-        config = replace(streamed, dataset_name=str(tmp_path / name))
-        dataset = prepare_stream(load_dataset(**load_dataset_arguments(config)), config)
+        args = replace(streamed, dataset_name=str(tmp_path / name))
+        dataset = prepare_stream(load_dataset(**load_dataset_arguments(args)), args)
         found.append([dataset["test"][:], list(islice(dataset["train"], 50))])
     assert found[0] == found[1]
     assert len(found[0][1]) == 50
@@ -179,12 +179,12 @@ class Stop(TrainerCallback):
 @pytest.fixture
 def new_streaming_trainer(streamed, tokenizer):
     def make(**changes):
-        config = replace(streamed, **changes)
+        args = replace(streamed, **changes)
         raw = stream(train=rows(45), validation=rows(9, "v"), test=rows(9, "t"))
-        tokenized = tokenize_stream(prepare_stream(raw, config), tokenizer, config)
-        model = load_base_model(config, LABELS, tokenizer)
+        tokenized = tokenize_stream(prepare_stream(raw, args), tokenizer, args)
+        model = load_base_model(args, LABELS, tokenizer)
         lora = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", lora_dropout=0.1, fan_in_fan_out=True)
-        return make_trainer(get_peft_model(model, lora), tokenizer, tokenized, config), tokenized
+        return make_trainer(get_peft_model(model, lora), tokenizer, tokenized, args), tokenized
 
     return make
 
@@ -217,7 +217,7 @@ def test_a_streamed_run_that_failed_goes_on_and_ends_as_if_nothing_had_happened(
     ("changes", "message"),
     [
         ({"streaming": True}, "streaming needs --max_steps"),
-        ({**STREAMING, "max_train_rows": 5}, "streaming takes no --max_train_rows"),
+        ({**STREAMING, "max_train_samples": 5}, "streaming takes no --max_train_samples"),
         ({**STREAMING, "dataset_name": "bbc-news"}, "bbc-news cannot be streamed"),
         ({"max_steps": 0}, "max_steps is 0; it must be greater than 0"),
     ],
@@ -225,7 +225,7 @@ def test_a_streamed_run_that_failed_goes_on_and_ends_as_if_nothing_had_happened(
 @pytest.mark.reliability("bad input")
 def test_combinations_that_cannot_be_streamed_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        RunConfig(**changes)
+        Arguments(**changes)
 
 
 @pytest.mark.reliability("bad input")

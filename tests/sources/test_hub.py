@@ -9,7 +9,7 @@ import datasets
 import pytest
 from conftest import use_hub
 
-from peft_helpers import hub, parse_run_config
+from peft_helpers import hub, parse_arguments
 from peft_helpers.arguments import TINY_GPT2
 
 NAMES = {"model_name_or_path": "gpt2", "dataset_name": "stanfordnlp/sst2"}
@@ -49,8 +49,8 @@ def once(fault):
 
 
 def is_offline(capsys):
-    config = parse_run_config("")
-    assert (config.profile, config.model_name_or_path) == ("offline", TINY_GPT2)
+    args = parse_arguments("")
+    assert (args.profile, args.model.model_name_or_path) == ("offline", TINY_GPT2)
     box, reason = capsys.readouterr().out.splitlines()
     assert box.startswith(f"Offline: {TINY_GPT2} and bbc-news in place of gpt2 and stanfordnlp/sst2.")
     return reason
@@ -118,7 +118,7 @@ def test_no_name_server_and_no_route_are_offline(function, error, monkeypatch, c
 def test_any_other_answer_is_an_error_that_says_what_to_do(fault, message, hub_server, capsys):
     hub_server.faults |= {"/api/models": fault, "/login": page}
     with pytest.raises(ConnectionError, match=f"^The Hugging Face Hub {message}.*; or do without: `--profile offline`"):
-        parse_run_config("")
+        parse_arguments("")
     assert capsys.readouterr().out == ""
 
 
@@ -128,7 +128,7 @@ def test_a_proxy_that_refuses_is_an_error(hub_server, monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", hub_server.endpoint)
     hub_server.faults["hub.invalid:443"] = refuse(407)
     with pytest.raises(ConnectionError, match=r"ProxyError: 407 .* Open https://hub.invalid/gpt2 in a browser"):
-        parse_run_config("")
+        parse_arguments("")
     assert hub_server.requests == ["CONNECT hub.invalid:443"]
 
 
@@ -136,7 +136,7 @@ def test_a_proxy_that_refuses_is_an_error(hub_server, monkeypatch):
 def test_a_data_set_that_is_refused_is_an_error_too(hub_server):
     hub_server.faults["/api/datasets"] = refuse(404, "RepoNotFound")
     with pytest.raises(ConnectionError, match=r"404 .* dataset stanfordnlp/sst2\. Check .*/datasets/stanfordnlp/sst2;"):
-        parse_run_config("")
+        parse_arguments("")
     with pytest.raises(ConnectionError, match="or do without: `--lm_dataset_name bbc-news`"):
         hub.explain_availability(dataset_name="stanfordnlp/sst2", instead="--lm_dataset_name bbc-news")
 
@@ -152,7 +152,7 @@ def test_a_hub_that_is_busy_or_slow_is_asked_again_and_the_wait_is_told(fault, h
     monkeypatch.setattr(hub, "RETRIES", 1)
     monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
     hub_server.faults["/api/datasets"] = once(fault)
-    assert parse_run_config("").profile == "gpt2-sst2"
+    assert parse_arguments("").profile == "gpt2-sst2"
     assert "[Retry 1/1]" in caplog.text
 
 
@@ -160,7 +160,7 @@ def test_a_hub_that_is_busy_or_slow_is_asked_again_and_the_wait_is_told(fault, h
 
 
 def test_a_hub_that_serves_both_is_enough(hub_server, capsys):
-    assert parse_run_config("").profile == "gpt2-sst2"
+    assert parse_arguments("").profile == "gpt2-sst2"
     assert capsys.readouterr().out == "Profile gpt2-sst2: the Hugging Face Hub serves gpt2 and stanfordnlp/sst2.\n"
 
 
