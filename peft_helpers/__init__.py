@@ -1,69 +1,97 @@
-"""Helpers of ``LightweightFineTuning.ipynb``: one module a topic, every public name importable from here.
+"""Helpers of ``LightweightFineTuning.ipynb``; every public name can be imported from here.
 
-A module is imported when one of its names is first used: the command line answers at once where no library is needed.
+The core, in the notebook's order: `arguments`, `data`, `tokenization`, `modeling`, `metrics`, `training`, `adapters`,
+`pipeline`. Everything else lies in folders named after what it is for.
 """
 
+import ast
 import logging
 from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# For editors and type checkers. A module is imported when one of its names is first used: the command line answers at
+# once where no library is needed.
+if TYPE_CHECKING:
+    from peft_helpers.adapter_checks import check_adapter
+    from peft_helpers.adapters import adapter_size, check_output_dir, describe_adapter, list_files, replace_folder
+    from peft_helpers.analysis.errors import most_confident_errors
+    from peft_helpers.analysis.plots import (
+        plot_before_after,
+        plot_class_balance,
+        plot_confusions,
+        plot_methods,
+        plot_perplexity,
+        plot_token_lengths,
+        plot_training,
+    )
+    from peft_helpers.analysis.report import (
+        compare_per_class,
+        describe_environment,
+        format_comparison,
+        majority_class,
+    )
+    from peft_helpers.app.notebook import keep_output_clean
+    from peft_helpers.app.profiles import parse_arguments
+    from peft_helpers.app.requirements import check_requirements
+    from peft_helpers.arguments import BBC_NEWS, Arguments
+    from peft_helpers.comparison.baselines import run_baselines
+    from peft_helpers.comparison.runner import plan_comparison, run_methods
+    from peft_helpers.comparison.tables import (
+        compare_methods_to,
+        compare_sizes,
+        describe_methods,
+        format_methods,
+        summarize_methods,
+    )
+    from peft_helpers.data import count_classes, prepare_splits
+    from peft_helpers.interruptions import guard_training
+    from peft_helpers.language_modeling.generation import first_words, generate_texts
+    from peft_helpers.language_modeling.task import (
+        LANGUAGE_MODELING,
+        compare_perplexity,
+        plan_language_modeling,
+    )
+    from peft_helpers.metrics import (
+        assert_same_predictions,
+        changed_parameters,
+        compute_metrics,
+        fingerprint_parameters,
+        report_per_class,
+    )
+    from peft_helpers.modeling import (
+        check_model,
+        lora_arguments,
+        model_arguments,
+        prepare_model,
+        quantization_config,
+        quantization_problem,
+    )
+    from peft_helpers.pipeline import classify_texts, load_adapter, reload_arguments, run
+    from peft_helpers.sources.bbc_news import load_bbc_news
+    from peft_helpers.sources.documents import load_documents
+    from peft_helpers.sources.files import dataset_arguments, load_splits
+    from peft_helpers.submission.checklist import check_submission
+    from peft_helpers.submission.package import package_submission
+    from peft_helpers.tokenization import tokenize_dataset, tokenize_splits
+    from peft_helpers.training import CLASSIFICATION, make_arguments, make_trainer, predict
 
 # On some CPUs bitsandbytes tells of an optional kernel when it is first imported, which peft does: nothing is amiss.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
-_NAMES = {
-    "adapter_checks": "check_adapter",
-    "adapters": "adapter_size check_output_dir list_files replace_folder save_run_config sort_target_modules",
-    "sources.bbc_news": "load_bbc_news",
-    "checks": "assert_same_logits changed_parameters fingerprint_parameters",
-    "analysis.report": "compare compare_per_class format_comparison majority_class",
-    "arguments": "BBC_NEWS PROFILES Arguments TINY_GPT2 parse_arguments",
-    "data": "count_classes load_dataset_arguments prepare_splits",
-    "sources.documents": "load_documents tokenize_blocks",
-    "comparison.runner": "plan_comparison run_method run_methods",
-    "language_modeling.generation": "encode_prompts generate_texts",
-    "language_modeling.task": (
-        "compare_perplexity first_words inject_lora language_model_arguments load_language_model "
-        "load_saved_language_model make_blocks make_language_model_trainer plan_language_modelling "
-        "run_language_model save_language_model"
-    ),
-    "comparison.memory": "PeakMemory",
-    "comparison.tables": "compare_methods_to describe_methods format_methods summarize_methods",
-    "comparison.methods": "METHODS REFUSED adapt_model find_method",
-    "metrics": "ClassificationMetrics compute_metrics report_per_class",
-    "analysis.errors": "most_confident_errors",
-    "model_card": "save_language_model_card save_model_card",
-    "modeling": (
-        "check_model classifier_arguments compute_dtype head_modules keep_4bit_weights_unpacked load_base_model "
-        "quantization_arguments quantization_config quantization_problem saved_classifier_arguments turn_off_dropout "
-        "uses_conv1d"
-    ),
-    "notebook": "describe_environment keep_output_clean",
-    "language_modeling.perplexity": "assert_same_perplexity compute_perplexity evaluate_perplexity token_losses",
-    "analysis.plots": (
-        "plot_before_after plot_class_balance plot_confusions plot_methods plot_perplexity plot_token_lengths "
-        "plot_training"
-    ),
-    "prediction": "classify_texts predict",
-    "comparison.quantization": "compare_sizes",
-    "pipeline": "run",
-    "comparison.baselines": "CLASSICAL MAJORITY run_reference_points",
-    "requirements": "check_requirements",
-    "resources": "check_space estimate_adapter estimate_checkpoint explain_out_of_memory",
-    "analysis.significance": "accuracy_interval compare_paired f1_interval mcnemar_p_value",
-    "speed": "speed_up",
-    "submission.checklist": "check_submission",
-    "submission.package": "package_submission",
-    "tokenization": "encode_texts set_padding tokenize_dataset tokenize_passages",
-    "training": "evaluation_arguments guard_training make_trainer training_arguments",
+_MODULES = {
+    alias.name: node.module
+    for node in ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8")))
+    if isinstance(node, ast.ImportFrom) and node.module.startswith("peft_helpers.")
+    for alias in node.names
 }
-_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
-
 __all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> object:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""The folder that the adapter is saved in: what may be replaced, and how nothing is lost while it is."""
+"""The folder that the adapter is saved in: what may be replaced, how nothing is lost while it is."""
 
 import json
 import shutil
@@ -6,39 +6,45 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from fnmatch import fnmatch
 from pathlib import Path
 
 import pandas as pd
 from peft import PeftModel
+from transformers.trainer_utils import PredictionOutput
 
-from peft_helpers.arguments import LM_FIELDS, Arguments, find_model
+from peft_helpers.arguments import Arguments, find_model
 from peft_helpers.distributed import main_process_first, process_state
+from peft_helpers.model_card import make_card
 
 RUN_FILE = "run_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-# What the command line adds to a saved adapter: of an earlier one, they would be out of date.
+# What the command line adds to an adapter. With a new adapter they would be out of date.
 RESULTS_FILE, FIGURES = "results.json", ("before_after.png", "training.png", "confusions.png")
-# What a save writes, by this version or an earlier one, with any tokenizer. Other files in the folder are the user's.
-_SAVED_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, RUN_FILE, RESULTS_FILE, *FIGURES, "README.md", "config.json",
-                "tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
-                "merges.txt", "*.model")  # fmt: skip
-# Where a run writes, what memory it takes and what else it compares, not what makes the adapter.
-_NOT_COMPARED = {"output_dir", "overwrite_output_dir", "checkpoint_dir", "profile", "per_device_eval_batch_size",
-                 "activation_checkpointing", "comparison_methods", "comparison_steps", "comparison_seeds",
-                 "comparison_file", *LM_FIELDS}  # fmt: skip
-_KEPT = {"profile", "per_device_eval_batch_size", "activation_checkpointing"}  # in the saved configuration all the same
+
+
+def describe_recipe(args: Arguments) -> dict[str, object]:
+    """Return the options that decide on the adapter: not where a run writes, nor what else it does."""
+    names = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size",
+             "gradient_accumulation_steps", "seed")  # fmt: skip
+    training = {name: getattr(args.training, name) for name in names}
+    return asdict(args.model) | asdict(args.data) | asdict(args.lora) | training
+
+
+def save_recipe(args: Arguments, folder: str | Path) -> None:
+    """Write `describe_recipe` to ``folder``: a later run is told from another one, and an adapter knows its model."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    Path(folder, RUN_FILE).write_text(json.dumps(describe_recipe(args), indent=2) + "\n", encoding="utf-8")
 
 
 def check_output_dir(args: Arguments) -> None:
-    """Check, before anything is computed, that saving to ``args.training.output_dir`` can succeed and replaces no other run's.
+    """Check, before anything is computed, that saving to ``output_dir`` can succeed and replaces no other run's.
 
-    The adapter of the same configuration may be replaced: running the notebook again gives it again. A save that was
-    killed half-way is brought to an end first.
+    An adapter or checkpoints of the same recipe may be replaced: running it again gives the adapter again, or goes on.
+    A save that was killed half-way is completed first.
 
     Raises:
-        FileExistsError: the folder holds an adapter of another configuration, or files that are no adapter's.
+        FileExistsError: the folder holds an adapter or checkpoints of another recipe, or other files.
         OSError: nothing can be written beside the folder, where the new adapter is prepared.
         ValueError: the folder is that of the base model, or holds the current folder.
     """
@@ -48,14 +54,14 @@ def check_output_dir(args: Arguments) -> None:
     with main_process_first():
         _check_place(folder)
         _finish_replacing(folder)
-    if args.training.overwrite_output_dir or not folder.exists() or not any(folder.iterdir()):
-        return
-    what = _difference(folder, args)
-    if what:
-        raise FileExistsError(
-            f"output_dir is {args.training.output_dir!r}, which {what}. Choose another --output_dir, or pass "
-            "--overwrite_output_dir to replace it. Nothing was changed."
-        )
+        difference = _find_difference(folder, args) if folder.exists() else ""
+        if difference and not args.training.overwrite_output_dir:
+            raise FileExistsError(
+                f"output_dir is {args.training.output_dir!r}, which {difference}. Choose another --output_dir, or pass "
+                "--overwrite_output_dir to replace it. Nothing was changed."
+            )
+        for checkpoint in folder.glob("checkpoint-*") if difference else ():
+            shutil.rmtree(checkpoint)
 
 
 def _check_place(folder: Path) -> None:
@@ -71,29 +77,29 @@ def _check_place(folder: Path) -> None:
         raise
 
 
-def _difference(folder: Path, args: Arguments) -> str:
-    if not (folder / ADAPTER_CONFIG).is_file():
-        return "exists and holds no adapter"
+def _find_difference(folder: Path, args: Arguments) -> str:
+    """Return how what ``folder`` holds differs from what ``args`` would make, or nothing."""
+    is_started = any(folder.glob("checkpoint-*")) or (folder / ADAPTER_CONFIG).is_file()
+    if not is_started:
+        others = [path.name for path in folder.iterdir() if path.name != RUN_FILE]
+        return f"holds no adapter but {', '.join(sorted(others)[:5])}" if others else ""
     try:
         saved = dict(json.loads((folder / RUN_FILE).read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):  # missing, or no JSON object
+    except (FileNotFoundError, ValueError, TypeError):  # missing, or not a JSON object
         return "holds an adapter of unknown origin"
-    wanted = asdict(args)
     saved["model_name_or_path"] = find_model(str(saved.get("model_name_or_path")))
-    names = [name for name in wanted if name not in _NOT_COMPARED and saved.get(name) != wanted[name]]
-    return f"holds the adapter of another run: {', '.join(f'{n} {saved.get(n)!r}' for n in names)}" if names else ""
+    wanted = describe_recipe(args)
+    changed = [f"{name} {saved.get(name)!r}" for name, value in wanted.items() if saved.get(name) != value]
+    return f"holds the adapter or checkpoints of another run: {', '.join(changed)}" if changed else ""
 
 
 @contextmanager
 def replace_folder(folder: str | Path) -> Iterator[Path]:
-    """Give a new folder to write in, and put it in the place of ``folder`` once all is written.
+    """Give a new folder to write in, and put it in the place of ``folder`` once everything is written.
 
-    Whatever ends the writing early, an error or a kill, leaves the earlier ``folder`` whole. The new one is prepared
-    beside it, under a name that begins with a dot. The user's own files in ``folder``, those that no save writes, are
-    carried over. A symbolic link stays: what it leads to is replaced.
-
-    Of several processes, what the first one writes is kept. The others write into a temporary folder, so that all can
-    run the same lines, and go on when ``folder`` is in its place.
+    Whatever ends the writing early, an error or a kill, leaves the earlier ``folder`` complete. The new one is prepared
+    beside it, under a name that begins with a dot. Files in ``folder`` that the new one lacks are carried over. A
+    symbolic link stays: what it leads to is replaced. Of several processes, what the first one writes is kept.
 
     Raises:
         FileExistsError: ``folder`` is a file.
@@ -101,14 +107,13 @@ def replace_folder(folder: str | Path) -> Iterator[Path]:
         ValueError: ``folder`` holds the current folder.
     """
     state = process_state()
-    with _replace(folder) if state.is_main_process else tempfile.TemporaryDirectory() as new:
+    with _replace(Path(folder).resolve()) if state.is_main_process else tempfile.TemporaryDirectory() as new:
         yield Path(new)
     state.wait_for_everyone()
 
 
 @contextmanager
-def _replace(folder: str | Path) -> Iterator[Path]:
-    folder = Path(folder).resolve()
+def _replace(folder: Path) -> Iterator[Path]:
     _check_place(folder)
     _finish_replacing(folder)
     new, old = _siblings(folder)
@@ -125,7 +130,7 @@ def _replace(folder: str | Path) -> Iterator[Path]:
             shutil.rmtree(new, ignore_errors=True)
             error.add_note(f"{folder} is as it was before.")
         raise
-    _discard(old, folder)
+    _carry_over(old, folder)
 
 
 def _siblings(folder: Path) -> tuple[Path, Path]:
@@ -133,62 +138,41 @@ def _siblings(folder: Path) -> tuple[Path, Path]:
 
 
 def _finish_replacing(folder: Path) -> None:
-    """Bring to an end what a kill broke off in `replace_folder`, at whichever step it came."""
+    """Complete what a kill interrupted: between the two renames, before them, or while carrying over."""
     new, old = _siblings(folder)
     if old.exists() and not folder.exists():
-        # Killed between the two renames: what was being saved is whole by then.
-        (new if new.exists() else old).rename(folder)
-    if new.exists():
-        shutil.rmtree(new)
-    _discard(old, folder)
+        (new if new.exists() else old).rename(folder)  # what was being saved is complete by then
+    shutil.rmtree(new, ignore_errors=True)
+    _carry_over(old, folder)
 
 
-def _discard(old: Path, folder: Path) -> None:
-    """Remove ``old``, whose place ``folder`` has taken, but for what is the user's own."""
-    if not old.exists():
-        return
-    for path in old.iterdir():
-        if not (folder / path.name).exists() and not any(fnmatch(path.name, name) for name in _SAVED_FILES):
+def _carry_over(old: Path, folder: Path) -> None:
+    for path in old.iterdir() if old.exists() else ():
+        if not (folder / path.name).exists() and path.name not in (RESULTS_FILE, *FIGURES):
             path.rename(folder / path.name)
-    shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)
 
 
-def sort_target_modules(peft_model: PeftModel) -> None:
-    """Give the PEFT configuration lists in alphabetical order in place of sets.
+def describe_adapter(
+    peft_model: PeftModel, args: Arguments, untuned: PredictionOutput, tuned: PredictionOutput, folder: str | Path
+) -> None:
+    """Complete what ``save_pretrained`` has written to ``folder``: label names, recipe and model card.
 
-    A set's order changes from process to process, and with it ``adapter_config.json``, though the adapter is the same.
+    Args:
+        peft_model: the trained model.
+        args: the run that made it.
+        untuned: output of `predict` before fine-tuning.
+        tuned: output of `predict` after it, on the same examples.
+        folder: folder of the adapter.
     """
-    for peft_config in peft_model.peft_config.values():
-        for name, value in vars(peft_config).items():
-            if isinstance(value, set):
-                setattr(peft_config, name, sorted(value))
-
-
-def save_run_config(args: Arguments, adapter_dir: str | Path) -> None:
-    """Write the configuration beside the adapter, for `check_output_dir` and for whoever asks how it was made."""
-    content = {name: value for name, value in asdict(args).items() if name not in _NOT_COMPARED - _KEPT}
-    Path(adapter_dir, RUN_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def load_run_config(adapter_dir: str | Path) -> Arguments:
-    """Return the configuration that `save_run_config` wrote, with the defaults of what it leaves out.
-
-    Raises:
-        FileNotFoundError: the folder, or the file in it, is missing.
-        ValueError: the file is no configuration that this version knows.
-    """
-    path = Path(adapter_dir, RUN_FILE)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"Expected the file {RUN_FILE} in the adapter's folder {str(adapter_dir)!r}, found none; name a folder "
-            "that a run of this project has saved, or copy the whole folder again."
-        )
-    try:
-        return Arguments(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:  # no JSON object, or other fields or values than ours
-        raise ValueError(
-            f"{path} is no configuration of a run ({error}); copy the folder again, or use the version that saved it."
-        ) from error
+    peft_model.config.save_pretrained(folder)
+    save_recipe(args, folder)
+    path = Path(folder, ADAPTER_CONFIG)
+    config = json.loads(path.read_text(encoding="utf-8"))
+    # Some lists were sets, whose order changes from process to process, though the adapter is the same.
+    config = {name: sorted(value) if isinstance(value, list) else value for name, value in config.items()}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    make_card(peft_model, args, untuned.metrics, tuned.metrics, config).save(Path(folder, "README.md"))
 
 
 def list_files(adapter_dir: str | Path) -> pd.DataFrame:

@@ -7,27 +7,9 @@ import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 
 from peft_helpers.arguments import Arguments
-from peft_helpers.sources.data_files import data_files_arguments
-from peft_helpers.sources.local_files import SPLIT_NAMES, find_data_files
 
+SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}
 _PROBED_ROWS = 100_000  # in which a label has to recur
-
-
-def load_dataset_arguments(args: Arguments) -> dict:
-    """Return the arguments with which ``datasets.load_dataset`` loads ``args.data.dataset_name``.
-
-    A file becomes the split ``train``; in a folder, each file is (a part of) the split that its name begins with. With
-    ``args.data.streaming``, rows are read as they are needed; see `prepare_stream`.
-
-    Raises:
-        FileNotFoundError: the name looks like a path and there is no such file, or the folder holds no data file.
-        ValueError: a file has no rows, is not UTF-8 or cannot be parsed, or the files of a folder are not of one kind.
-    """
-    streaming = {"streaming": True} if args.data.streaming else {}
-    data_files = find_data_files(args.data.dataset_name)
-    if data_files is None:
-        return {"path": args.data.dataset_name, "name": args.data.dataset_config_name} | streaming
-    return data_files_arguments(data_files) | streaming
 
 
 def prepare_splits(raw: DatasetDict, args: Arguments) -> DatasetDict:

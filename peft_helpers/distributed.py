@@ -1,4 +1,4 @@
-"""Several processes, started by a launcher: the first one prints and writes, the others compute alongside."""
+"""The device that is there, and several processes: the first one prints and writes, the others compute alongside."""
 
 import os
 import sys
@@ -10,28 +10,21 @@ import datasets
 import torch
 import transformers
 from accelerate import PartialState
-from transformers import TrainingArguments
 
 # What the launchers tell each process of their number, as Accelerate reads it.
 _NUMBER_OF_PROCESSES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
-# The argument's name in transformers 5.23, and in the older ones that GPU images have.
-CHECKPOINTING = (
-    "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
-)
+
+def best_device() -> torch.device:
+    """Return the accelerator if there is one, else the CPU."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
-class OneDeviceArguments(TrainingArguments):
-    """The Trainer's arguments with one device for each process.
-
-    With several visible GPUs and one process, the Trainer would wrap the model into ``torch.nn.DataParallel``, which
-    multiplies the batch and is slower than a process for each GPU.
-    """
-
-    @property
-    def n_gpu(self) -> int:
-        """The number of GPUs that this process uses: 1 or 0."""
-        return min(super().n_gpu, 1)
+def compute_dtype() -> torch.dtype:
+    """Return bfloat16 on a GPU that computes in it, float16 on one that does not, float32 on a CPU."""
+    if not torch.cuda.is_available():
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def process_state() -> PartialState:

@@ -1,12 +1,25 @@
-"""One way of measuring, for the untuned, the tuned and the reloaded model, without the network."""
+"""One way of measuring, without the network; and what is asserted: which parameters moved, equal predictions."""
+
+import hashlib
 
 import datasets
 import evaluate
 import numpy as np
 import pandas as pd
+import torch
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, classification_report, log_loss, precision_recall_fscore_support
 from transformers import EvalPrediction
+from transformers.trainer_utils import PredictionOutput
+
+from peft_helpers.distributed import compute_dtype
+
+METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "precision": "precision (macro)",
+    "recall": "recall (macro)",
+    "f1": "F1 (macro)",
+}
 
 
 class ClassificationMetrics(evaluate.Metric):
@@ -31,33 +44,93 @@ class ClassificationMetrics(evaluate.Metric):
         return {"accuracy": accuracy, "precision": float(precision), "recall": float(recall), "f1": float(f1)}
 
 
+def predicted_labels(output: EvalPrediction) -> np.ndarray:
+    """Return the label number of the largest logit of each example, shape (examples,)."""
+    return np.argmax(output.predictions, axis=-1)
+
+
 def compute_metrics(output: EvalPrediction) -> dict[str, float]:
     """Return accuracy, precision, recall and f1 (macro) of ``output``, as `Trainer` and `predict` give it.
 
-    ``output.predictions`` are logits, shape (rows, labels); ``output.label_ids`` the true labels, shape (rows,).
+    ``output.predictions`` are logits, shape (examples, labels); ``output.label_ids`` the true labels, shape
+    (examples,).
     """
     metric = ClassificationMetrics(keep_in_memory=True)
-    return metric.compute(predictions=np.argmax(output.predictions, axis=-1), references=output.label_ids)
+    return metric.compute(predictions=predicted_labels(output), references=output.label_ids)
 
 
 def compute_metrics_and_loss(output: EvalPrediction) -> dict[str, float]:
-    """Return `compute_metrics` and ``loss``, the mean cross-entropy of a row in nats.
+    """Return `compute_metrics` and ``loss``, the mean cross-entropy of an example in nats.
 
-    For the Trainer, whose own ``eval_loss`` weighs each batch alike, however many rows it has.
+    For the Trainer, whose own ``eval_loss`` weighs each batch alike, however many examples it has.
     """
     loss = log_loss(output.label_ids, softmax(output.predictions, axis=-1), labels=range(output.predictions.shape[1]))
     return compute_metrics(output) | {"loss": loss}
 
 
 def report_per_class(output: EvalPrediction, label_names: list[str]) -> pd.DataFrame:
-    """Return precision, recall, F1 and number of rows (``support``) of each label that occurs, and their averages."""
+    """Return precision, recall, F1 and number of examples (``support``) of each label that occurs, and the averages."""
     labels = np.unique(output.label_ids)
     report = classification_report(
         output.label_ids,
-        np.argmax(output.predictions, axis=-1),
+        predicted_labels(output),
         labels=labels,
         target_names=[label_names[label] for label in labels],
         output_dict=True,
         zero_division=0,
     )
     return pd.DataFrame({name: row for name, row in report.items() if isinstance(row, dict)}).T.astype({"support": int})
+
+
+def fingerprint_parameters(model: torch.nn.Module) -> dict[str, str]:
+    """Return the SHA-256 of the bytes of each parameter by name: 32 bytes to remember in place of a copy."""
+    return {
+        name: hashlib.sha256(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy()).hexdigest()
+        for name, parameter in model.named_parameters()
+    }
+
+
+def changed_parameters(before: dict[str, str], model: torch.nn.Module) -> set[str]:
+    """Return the names of the parameters whose bytes differ from those in ``before``.
+
+    Raises:
+        ValueError: the model has other parameters than ``before``, for example because adapters were injected since.
+    """
+    after = fingerprint_parameters(model)
+    if other := before.keys() ^ after.keys():
+        raise ValueError(
+            f"{len(other)} parameters are not in both models, such as {min(other)}; compare like with like."
+        )
+    return {name for name, digest in after.items() if digest != before[name]}
+
+
+def rounding_bound(dtype: torch.dtype) -> float:
+    """Return how far two computations of the same logits in ``dtype`` may lie apart, relative to the largest logit.
+
+    Other kernels, batches and processors add up the same products in another order. The bound is 2^-15 for float32,
+    2^-8 for float16 and 2^-5 for bfloat16.
+    """
+    # A product of GPT-2 adds up to 3,072 terms, and its classifier multiplies 48 times in a row (4 in each of 12
+    # layers). Rounding errors are independent of each other: n of them add up to about sqrt(n), sqrt(48) < 8 and
+    # sqrt(3072) < 64. The sums themselves are kept in float32 where the factors are in 16 bits.
+    roundings = 8 * 64 if dtype == torch.float32 else 8
+    return roundings * torch.finfo(dtype).eps / 2  # the error of one rounding is half of eps
+
+
+def assert_same_predictions(left: PredictionOutput, right: PredictionOutput, dtype: torch.dtype | None = None) -> float:
+    """Return the largest difference of two outputs of `predict`, after asserting that they agree.
+
+    Their logits, or where none were kept their losses, have to agree within `rounding_bound` of the ``dtype`` that
+    they were computed in, by default `compute_dtype`, times the largest one. The same path on the same machine usually
+    gives the same bits, which the returned 0.0 tells. NaN agrees with nothing.
+
+    Raises:
+        AssertionError: they differ by more, or in shape; the message says by how much and in how many places.
+    """
+    first, second = (
+        np.asarray(output.metrics["test_loss"] if output.predictions is None else output.predictions)
+        for output in (left, right)
+    )
+    tolerance = rounding_bound(dtype or compute_dtype()) * np.nanmax(np.abs(first), initial=0)
+    np.testing.assert_allclose(first, second, rtol=0, atol=tolerance, equal_nan=False)
+    return float(np.abs(first - second).max())

@@ -1,13 +1,18 @@
-"""The pre-trained classifier: what it is loaded with, and what is checked before."""
+"""The pre-trained model: what it is loaded with, what is checked before, and where LoRA goes."""
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from datasets import DatasetDict
+from peft import prepare_model_for_kbit_training
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
+    EvalPrediction,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -15,14 +20,30 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from peft_helpers.arguments import Arguments
-from peft_helpers.sources.local_files import check_model_folder
-from peft_helpers.speed import speed_up
+from peft_helpers.arguments import Arguments, LoraArguments, ModelArguments
+from peft_helpers.distributed import best_device, compute_dtype
 from peft_helpers.tokenization import set_padding
 
 
+@dataclass(frozen=True)
+class Task:
+    """What differs between classification and language modeling; all else is the same code.
+
+    ``metric_for_best_model`` chooses the checkpoint on the validation examples. Without ``compute_metrics``, only the
+    loss is computed.
+    """
+
+    task_type: str  # PEFT's name
+    auto_class: type
+    tokenize: Callable[[DatasetDict, PreTrainedTokenizerBase], DatasetDict]
+    make_data_collator: Callable[[PreTrainedTokenizerBase], Callable]
+    compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None
+    metric_for_best_model: str
+    greater_is_better: bool
+
+
 def check_model(args: Arguments) -> None:
-    """Read the model's configuration, without its weights, and check that it can run ``config``.
+    """Read the model's configuration, without its weights, and check that it can run ``args``.
 
     Raises:
         FileNotFoundError: a local folder lacks ``config.json`` or safetensors weights; the message lists what it holds.
@@ -30,18 +51,14 @@ def check_model(args: Arguments) -> None:
             ``load_in_4bit`` is asked for where bitsandbytes does not work.
     """
     name = args.model.model_name_or_path
-    check_model_folder(name)
+    _check_model_folder(name)
     if args.model.load_in_4bit and (problem := quantization_problem()):
         raise ValueError(f"load_in_4bit is asked for, but {problem}. Leave it out, or repair the installation.")
-    model_config = AutoConfig.from_pretrained(name)
-    positions = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    config = AutoConfig.from_pretrained(name)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and args.data.max_length > positions:
         raise ValueError(f"max_length is {args.data.max_length}, but {name} has {positions} positions; choose fewer.")
-    _check_target_modules(args.lora.target_modules, model_config)
-
-
-def _check_target_modules(target_modules: str, model_config: PreTrainedConfig) -> None:
-    names = [name for name, _ in empty_model(model_config).named_modules()]
+    target_modules, names = args.lora.target_modules, [name for name, _ in empty_model(config).named_modules()]
     if target_modules != "all-linear" and not any(re.fullmatch(target_modules, name) for name in names):
         raise ValueError(
             f"target_modules is {target_modules!r}, which matches no layer as a whole name; expected all-linear or a "
@@ -49,126 +66,117 @@ def _check_target_modules(target_modules: str, model_config: PreTrainedConfig) -
         )
 
 
-def empty_model(model_config: PreTrainedConfig) -> PreTrainedModel:
+def _check_model_folder(name: str) -> None:
+    folder = Path(name)
+    if not (folder.is_dir() or folder.is_absolute() or name.startswith(".")):
+        return  # an id on the Hub
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if "config.json" not in found or not any(folder.glob("model*.safetensors")):
+        raise FileNotFoundError(
+            f"model_name_or_path is {name!r}: expected a folder with config.json and model*.safetensors (pickled "
+            f"weights are not loaded), found {', '.join(found) or 'nothing'}."
+        )
+
+
+def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
     """Return the classifier of a configuration without weights: what its layers are called and of what kind."""
     with torch.device("meta"):
-        return AutoModelForSequenceClassification.from_config(model_config)
+        return AutoModelForSequenceClassification.from_config(config)
 
 
-def classifier_arguments(label_names: list[str]) -> dict:
-    """Return what a classifier of ``label_names`` is loaded with: the labels, float32 and safetensors only."""
-    return {
-        "num_labels": len(label_names),
-        "id2label": dict(enumerate(label_names)),
-        "label2id": {name: number for number, name in enumerate(label_names)},
-        "dtype": torch.float32,
-        "use_safetensors": True,
-    }
+def model_arguments(args: ModelArguments, label_names: list[str] | None = None) -> dict:
+    """Return the arguments of ``from_pretrained``: labels, float32, safetensors only, and 4 bits if they are asked for.
 
-
-def saved_classifier_arguments(adapter_dir: str | Path) -> dict:
-    """Return `classifier_arguments` of the labels in ``adapter_dir``, and its quantisation if it was trained on one.
-
-    Its ``config.json`` names both.
+    Two arguments make the same function faster: GPT-2's activation as one fused operation, and no dropout in the frozen
+    model (LoRA's own stays). Dropout in the attention also costs memory that grows with the square of the length, since
+    PyTorch then has to keep every attention weight.
     """
-    args = AutoConfig.from_pretrained(adapter_dir)
-    arguments = classifier_arguments([config.id2label[number] for number in sorted(config.id2label)])
-    if quantization := getattr(args, "quantization_config", None):
-        arguments["quantization_config"] = BitsAndBytesConfig.from_dict(quantization)
+    config = AutoConfig.from_pretrained(args.model_name_or_path)
+    arguments = {"dtype": torch.float32, "use_safetensors": True}
+    arguments |= {name: 0.0 for name, value in config.to_dict().items() if "drop" in name and isinstance(value, float)}
+    if getattr(config, "activation_function", None) == "gelu_new":
+        arguments["activation_function"] = "gelu_pytorch_tanh"
+    if label_names:
+        arguments["num_labels"] = len(label_names)
+        arguments["id2label"] = dict(enumerate(label_names))
+        arguments["label2id"] = {name: number for number, name in enumerate(label_names)}
+    if args.load_in_4bit:
+        arguments["quantization_config"] = quantization_config(config, is_classifier=bool(label_names))
     return arguments
 
 
-def quantization_arguments(args: Arguments) -> dict:
-    """Return what the model is loaded with besides: QLoRA's 4 bits if ``args.model.load_in_4bit``, else nothing."""
-    return (
-        {"quantization_config": quantization_config(args.model.model_name_or_path)} if args.model.load_in_4bit else {}
-    )
+def quantization_config(config: PreTrainedConfig, is_classifier: bool = True) -> BitsAndBytesConfig:
+    """Return QLoRA's settings (Dettmers et al. 2023) for a model: NF4, double quantization.
 
-
-def quantization_config(model_name_or_path: str) -> BitsAndBytesConfig:
-    """Return QLoRA's settings (Dettmers et al. 2023) for a model: NF4, double quantisation.
-
-    The head stays as it is: it is new and trained, and would be quantised like any linear layer. What is computed from
-    the weights has the type of `compute_dtype`.
+    A classifier's head keeps its 32 bits: it is new and trained. Of a language model, transformers leaves out the
+    output layer. What is computed from the weights has the type of `compute_dtype`.
     """
-    model = empty_model(AutoConfig.from_pretrained(model_name_or_path))
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype(),
-        llm_int8_skip_modules=head_modules(model),  # the name is older than 4 bits
+        llm_int8_skip_modules=head_modules(empty_model(config)) if is_classifier else None,  # also for 4 bits
     )
 
 
 def quantization_problem() -> str | None:
-    """Return None where bitsandbytes can quantise a layer and compute with it, else the reason why not."""
+    """Return None where bitsandbytes can quantize a layer and compute with it, else the reason why not."""
     device = best_device()
     try:
         from bitsandbytes.nn import Linear4bit  # it may be missing, or made for other hardware
 
         Linear4bit(64, 64, quant_type="nf4").to(device)(torch.ones(1, 64, device=device))
     except Exception as error:  # whatever it is, QLoRA is left out for it
-        return f"bitsandbytes cannot quantise on this machine ({type(error).__name__}: {error})"
+        return f"bitsandbytes cannot quantize on this machine ({type(error).__name__}: {error})"
     return None
 
 
-def best_device() -> torch.device:
-    """Return the accelerator if there is one, else the CPU."""
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-
-
-def move_to_device(model: torch.nn.Module) -> None:
-    """Move ``model`` to `best_device`; a quantised one is where transformers has put it."""
-    if not getattr(model, "is_quantized", False):
-        model.to(best_device())
-
-
-def compute_dtype() -> torch.dtype:
-    """Return bfloat16 on a GPU that computes in it, float16 on one that does not, float32 on a CPU."""
-    if not torch.cuda.is_available():
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
-def load_base_model(args: Arguments, label_names: list[str], tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Return the pre-trained model with a new head, as the notebook's cells do: seeded, padded, fast."""
+def load_model(
+    args: Arguments, tokenizer: PreTrainedTokenizerBase, task: Task, label_names: list[str] | None = None
+) -> PreTrainedModel:
+    """Return the pre-trained model, with a new head if there are labels, as the notebook's cells load it."""
     set_seed(args.training.seed)  # the head is random
-    model = AutoModelForSequenceClassification.from_pretrained(
-        args.model.model_name_or_path, **classifier_arguments(label_names), **quantization_arguments(args)
-    )
-    keep_4bit_weights_unpacked(model)
-    set_padding(tokenizer, model)
-    turn_off_dropout(model)
-    speed_up(model)
+    name = args.model.model_name_or_path
+    model = task.auto_class.from_pretrained(name, **model_arguments(args.model, label_names))
+    if args.model.load_in_4bit:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # left to the Trainer
+    prepare_model(model, tokenizer)
     return model
 
 
-def keep_4bit_weights_unpacked(model: torch.nn.Module) -> None:
-    """Have 4-bit layers compute from the weights as they were stored, on every CPU alike; others are left alone.
+def prepare_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Set up padding, keep no past for tokens to come, and have 4-bit layers compute alike on every processor.
 
     On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks the weights in the first evaluation. Training then fails, a
     state dict unpacks them with loss, and layers whose outputs are not divisible by 32 are refused.
     """
+    set_padding(tokenizer, model)
+    model.config.use_cache = False
     # https://github.com/bitsandbytes-foundation/bitsandbytes/blob/0.50.2/bitsandbytes/nn/modules.py, Linear4bit.forward
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
-def turn_off_dropout(model: torch.nn.Module) -> None:
-    """Set every dropout in ``model`` to 0; called before LoRA is injected, it leaves LoRA's own dropout alone.
+def lora_arguments(args: LoraArguments, model: PreTrainedModel, task_type: str = "SEQ_CLS") -> dict:
+    """Return the arguments of ``LoraConfig`` for ``model``; the whole head of a classifier is trained and saved.
 
-    What is frozen cannot overfit. On a CPU, dropout in the attention also costs memory that grows with the square of
-    the length, since SDPA then has to keep every attention weight.
+    By itself PEFT does so only with modules called ``classifier`` or ``score``, which in some models are half the head.
     """
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    return {
+        "task_type": task_type,
+        "r": args.lora_r,
+        "lora_alpha": args.lora_alpha,
+        "lora_dropout": args.lora_dropout,
+        "target_modules": args.target_modules,
+        "modules_to_save": head_modules(model) if task_type == "SEQ_CLS" else None,
+        "fan_in_fan_out": uses_conv1d(model),
+    }
 
 
 def head_modules(model: PreTrainedModel) -> list[str]:
-    """Return the names of the layers on top of the foundation model: to be trained in full, not by LoRA."""
+    """Return the names of the layers on top of the pre-trained model: to be trained in full, not by LoRA."""
     children = dict(model.named_children())
     return [name for name in children if name != model.base_model_prefix and list(children[name].parameters())]
 

@@ -1,6 +1,6 @@
-"""Texts to token ids: padding for GPT-2, truncation, and texts without a single token."""
+"""Texts to token ids: padding for GPT-2, truncation, chunks of long texts, and texts without a single token."""
 
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -16,23 +16,18 @@ def set_padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> N
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def encode_texts(
-    texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int, return_overflowing_tokens: bool = False
-) -> BatchEncoding:
-    """Return ``input_ids`` and ``attention_mask`` of each text, at most ``max_length`` tokens, not padded.
+def encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> BatchEncoding:
+    """Return ``input_ids`` and ``attention_mask`` of each text, in chunks of ``tokenizer.model_max_length``, not padded.
 
-    With ``return_overflowing_tokens``, what is cut follows as further passages, and ``overflow_to_sample_mapping``
-    tells the text of each. A text without tokens becomes one pad token that is attended to: the model pools it alike
-    in every batch. Where the pad token is ``<|endoftext|>``, one that ends a text has no effect: the model pools the
-    token before it, whatever the padding, and no earlier token sees it.
+    ``overflow_to_sample_mapping`` tells which text each chunk belongs to. A text without tokens becomes one pad token
+    with an attention mask of 1: the model pools it alike in every batch. Where the pad token is ``<|endoftext|>``, one
+    at the end of a text has no effect: the model pools the token before it, and no earlier token sees it.
 
     Raises:
-        ValueError: ``texts`` is no list, is empty, or holds something else than a string of whole characters.
+        ValueError: ``texts`` is not a list, is empty, or holds something else than a string of whole characters.
     """
-    texts = _check_texts(texts)
-    encoded = tokenizer(
-        texts, truncation=True, max_length=max_length, return_overflowing_tokens=return_overflowing_tokens
-    )
+    texts = check_texts(texts)
+    encoded = tokenizer(texts, truncation=True, return_overflowing_tokens=True)
     for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True):
         if not ids:
             ids.append(tokenizer.pad_token_id)
@@ -40,7 +35,12 @@ def encode_texts(
     return encoded
 
 
-def _check_texts(texts: list[str]) -> list[str]:
+def check_texts(texts: list[str]) -> list[str]:
+    """Return ``texts`` as a list, after checking that each is a string of whole characters.
+
+    Raises:
+        ValueError: it is not; the message has the number of the text.
+    """
     if isinstance(texts, str) or len(texts) == 0:
         raise ValueError(f"Expected a list of texts, found {texts!r}.")
     for number, text in enumerate(texts):
@@ -57,12 +57,20 @@ def _check_texts(texts: list[str]) -> list[str]:
     return list(texts)
 
 
-def tokenize_dataset(
-    dataset: Dataset | DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> Dataset | DatasetDict:
-    """Return ``dataset`` with ``input_ids``, ``attention_mask``, ``labels`` and two lengths, in tokens.
+def tokenize_splits(dataset: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> DatasetDict:
+    """Return validation and test truncated, and train in chunks, so that a long text teaches with all it says."""
+    return DatasetDict(
+        {name: tokenize_dataset(split, tokenizer, chunks=name == "train") for name, split in dataset.items()}
+    )
 
-    ``length`` is that of ``input_ids``, by which `predict` forms batches; ``text_length`` that of the whole text.
+
+def tokenize_dataset(
+    dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, chunks: bool = False
+) -> Dataset | IterableDataset:
+    """Return ``input_ids``, ``attention_mask``, ``labels`` and ``length``, in tokens, for each text.
+
+    Each text is truncated to ``tokenizer.model_max_length`` tokens. With ``chunks``, what would be cut off follows as
+    further examples with the text's label; the last one is left out if it is shorter than a quarter of that length.
 
     Raises:
         ValueError: the tokenizer is not one of the ``tokenizers`` library, which alone tells what was cut.
@@ -70,44 +78,28 @@ def tokenize_dataset(
     if not tokenizer.is_fast:
         raise ValueError(f"{type(tokenizer).__name__} is not backed by the tokenizers library; choose another model.")
     return dataset.map(
-        tokenize_batch, batched=True, fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
+        tokenize_batch,
+        batched=True,
+        fn_kwargs={"tokenizer": tokenizer, "chunks": chunks},
         remove_columns=["text", "label"],
-    )  # fmt: skip
+    )
 
 
-def tokenize_batch(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, list]:
+def tokenize_batch(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, chunks: bool) -> dict[str, list]:
     """Return the columns of `tokenize_dataset` for a batch of the columns ``text`` and ``label``."""
-    encoded = encode_texts(batch["text"], tokenizer, max_length)
-    special = tokenizer.num_special_tokens_to_add()  # every part that was cut off has its own
-    length = [len(ids) for ids in encoded["input_ids"]]
-    cut = [sum(len(part.ids) - special for part in encoding.overflowing) for encoding in encoded.encodings]
-    text_length = [kept + lost for kept, lost in zip(length, cut, strict=True)]
-    return dict(encoded) | {"length": length, "text_length": text_length, "labels": batch["label"]}
-
-
-def tokenize_passages(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-    """Return a row for each passage of ``max_length`` tokens of each text, with the text's label: rows to train on.
-
-    A long text teaches with all it says rather than with its beginning only. The last passage is left out when it is
-    shorter than a quarter of ``max_length``.
-    """
-    return dataset.map(
-        tokenize_passages_batch, batched=True, fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
-        remove_columns=dataset.column_names,
-    )  # fmt: skip
-
-
-def tokenize_passages_batch(
-    batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> dict[str, list]:
-    """Return the columns of `tokenize_passages` for a batch of the columns ``text`` and ``label``."""
-    encoded = encode_texts(batch["text"], tokenizer, max_length, return_overflowing_tokens=True)
+    encoded = encode_texts(batch["text"], tokenizer)
     texts = encoded.pop("overflow_to_sample_mapping")
+    shortest = tokenizer.model_max_length / 4
     kept = [
         number
         for number, ids in enumerate(encoded["input_ids"])
-        if number == 0 or texts[number] != texts[number - 1] or len(ids) >= max_length / 4
+        if number == 0 or texts[number] != texts[number - 1] or (chunks and len(ids) >= shortest)
     ]
-    rows = {name: [values[number] for number in kept] for name, values in encoded.items()}
-    rows["labels"] = [batch["label"][texts[number]] for number in kept]
-    return rows | {"length": [len(ids) for ids in rows["input_ids"]]}
+    columns = {name: [values[number] for number in kept] for name, values in encoded.items()}
+    columns["labels"] = [batch["label"][texts[number]] for number in kept]
+    return columns | {"length": [len(ids) for ids in columns["input_ids"]]}
+
+
+def count_tokens(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the number of tokens of each text as a whole."""
+    return [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]]

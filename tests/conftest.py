@@ -28,6 +28,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, set_seed
 
 import peft_helpers as helpers
+from peft_helpers.modeling import load_model
 from peft_helpers.tiny_gpt2.pretrain import train_tokenizer
 
 GOOD = ["a fine film", "what a lovely, warm and funny story", "good", "the cast is a joy to watch from start to end"]
@@ -138,11 +139,10 @@ def use_hub(endpoint: str, monkeypatch) -> None:
 
 @pytest.fixture
 def args(tiny_model_dir, tmp_path) -> helpers.Arguments:
-    return helpers.Arguments(
+    return helpers.make_arguments(
         model_name_or_path=tiny_model_dir, dataset_name="generated", max_length=32, learning_rate=8e-3,
         lora_dropout=0.05, per_device_train_batch_size=4, per_device_eval_batch_size=3,
         output_dir=str(tmp_path / "adapter"),
-        checkpoint_dir=str(tmp_path / "checkpoints"),
     )  # fmt: skip
 
 
@@ -166,18 +166,18 @@ def raw() -> DatasetDict:
 
 
 @pytest.fixture
-def tokenizer(tiny_model_dir):
-    return AutoTokenizer.from_pretrained(tiny_model_dir)
+def tokenizer(args):
+    return AutoTokenizer.from_pretrained(args.model.model_name_or_path, model_max_length=args.data.max_length)
 
 
 @pytest.fixture
 def model(args, tokenizer):
-    return helpers.load_base_model(args, LABELS, tokenizer)
+    return load_model(args, tokenizer, helpers.CLASSIFICATION, LABELS)
 
 
 @pytest.fixture
 def tokenized(raw, args, tokenizer, model):
-    return helpers.tokenize_dataset(helpers.prepare_splits(raw, args), tokenizer, args.data.max_length)
+    return helpers.tokenize_dataset(helpers.prepare_splits(raw, args), tokenizer)
 
 
 @pytest.fixture
@@ -194,15 +194,10 @@ def new_trainer(args, raw):
 
     def make(**changes):
         changed = args.replace(**changes)
-        tokenizer = AutoTokenizer.from_pretrained(changed.model.model_name_or_path)
-        model = helpers.load_base_model(changed, LABELS, tokenizer)
-        lora = LoraConfig(
-            task_type="SEQ_CLS",
-            target_modules="all-linear",
-            lora_dropout=changed.lora.lora_dropout,
-            fan_in_fan_out=True,
-        )
-        tokenized = helpers.tokenize_dataset(helpers.prepare_splits(raw, changed), tokenizer, changed.data.max_length)
-        return helpers.make_trainer(get_peft_model(model, lora), tokenizer, tokenized, changed)
+        tokenizer = AutoTokenizer.from_pretrained(changed.model.model_name_or_path, model_max_length=32)
+        model = load_model(changed, tokenizer, helpers.CLASSIFICATION, LABELS)
+        peft_model = get_peft_model(model, LoraConfig(**helpers.lora_arguments(changed.lora, model)))
+        tokenized = helpers.tokenize_dataset(helpers.prepare_splits(raw, changed), tokenizer)
+        return helpers.make_trainer(peft_model, tokenizer, tokenized, changed)
 
     return make

@@ -124,7 +124,7 @@ def train(words: list[str]) -> None:
         return
     from peft_helpers.app.results import describe_run, save_results
     from peft_helpers.distributed import start_processes
-    from peft_helpers.notebook import keep_output_clean
+    from peft_helpers.app.notebook import keep_output_clean
     from peft_helpers.pipeline import run
 
     start_processes()
@@ -146,7 +146,7 @@ def evaluate(words: list[str]) -> None:
     from peft_helpers.adapters import load_run_config
     from peft_helpers.app.results import describe_evaluation
     from peft_helpers.metrics import report_per_class
-    from peft_helpers.notebook import keep_output_clean
+    from peft_helpers.app.notebook import keep_output_clean
     from peft_helpers.pipeline import load_adapter
     from peft_helpers.prediction import predict
     from peft_helpers.sources.input_files import load_labelled_rows
@@ -174,7 +174,7 @@ def predict(words: list[str]) -> None:
     if bool(options.texts) == bool(options.file):
         parser.error("expected either texts or --file")
     with _open_output(options.output_file) as output:
-        from peft_helpers.notebook import keep_output_clean
+        from peft_helpers.app.notebook import keep_output_clean
         from peft_helpers.pipeline import load_adapter
         from peft_helpers.sources.input_files import load_texts
 
@@ -221,7 +221,7 @@ def compare(words: list[str]) -> int | None:
     if args.comparison.comparison_file is None:
         args = args.replace(comparison_file=str(Path(args.training.output_dir, "method_comparison.jsonl")))
     from peft_helpers.app.results import describe_compared_methods, save_methods
-    from peft_helpers.notebook import keep_output_clean
+    from peft_helpers.app.notebook import keep_output_clean
     from peft_helpers.pipeline import compare_methods
 
     keep_output_clean()
@@ -284,7 +284,7 @@ def language_model(words: list[str]) -> None:
         return
     from peft_helpers.distributed import start_processes
     from peft_helpers.language_modeling.task import run_language_model
-    from peft_helpers.notebook import keep_output_clean
+    from peft_helpers.app.notebook import keep_output_clean
 
     start_processes()
     keep_output_clean()

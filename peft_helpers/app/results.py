@@ -23,7 +23,7 @@ from peft_helpers.analysis.significance import accuracy_interval, compare_paired
 from peft_helpers.comparison.baselines import CLASSICAL, MAJORITY
 from peft_helpers.comparison.tables import describe_methods, format_methods, summarize_methods
 from peft_helpers.metrics import compute_metrics
-from peft_helpers.notebook import describe_environment
+from peft_helpers.app.notebook import describe_environment
 from peft_helpers.pipeline import RunResult
 
 

@@ -16,7 +16,7 @@ from peft_helpers.adapters import load_run_config
 from peft_helpers.arguments import Arguments
 from peft_helpers.model_card import display_name
 from peft_helpers.modeling import load_base_model, move_to_device
-from peft_helpers.notebook import keep_output_clean
+from peft_helpers.app.notebook import keep_output_clean
 from peft_helpers.pipeline import load_adapter
 from peft_helpers.prediction import classify_texts
 from peft_helpers.tokenization import tokenize_batch

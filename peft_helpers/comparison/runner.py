@@ -29,7 +29,7 @@ from peft_helpers.checks import assert_same_logits, fingerprint_parameters
 from peft_helpers.comparison.memory import PeakMemory
 from peft_helpers.comparison.methods import METHODS, Method, adapt_model, find_method, learning_rate
 from peft_helpers.modeling import compute_dtype, empty_model, load_base_model
-from peft_helpers.notebook import describe_environment
+from peft_helpers.app.notebook import describe_environment
 from peft_helpers.prediction import predict
 from peft_helpers.training import training_arguments
 

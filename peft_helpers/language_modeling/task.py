@@ -37,7 +37,7 @@ from peft_helpers.modeling import (
     turn_off_dropout,
     uses_conv1d,
 )
-from peft_helpers.notebook import warn_offline
+from peft_helpers.app.notebook import warn_offline
 from peft_helpers.resources import check_space
 from peft_helpers.sources.documents import DEFAULT_CONFIGURATIONS, WIKITEXT, load_documents, tokenize_blocks
 from peft_helpers.sources.hub import NotOnHubError, explain_availability

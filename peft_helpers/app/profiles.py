@@ -23,7 +23,7 @@ from peft_helpers.arguments import (
 from peft_helpers.sources.hub import explain_availability
 
 ENVIRONMENT_VARIABLE = "LFT_ARGS"
-SETTINGS = tomllib.loads(Path(__file__).with_name("templates").joinpath("profiles.toml").read_text(encoding="utf-8"))
+SETTINGS = tomllib.loads(Path(__file__).with_name("profiles.toml").read_text(encoding="utf-8"))
 # Options that had another name, and what to say now.
 RENAMED = {
     "max_train_rows": "--max_train_samples",
@@ -116,7 +116,7 @@ def _choose_profile(profile: str, named: set[str]) -> tuple[str, str]:
     available, reason = explain_availability(**wanted)
     if available:
         return "gpt2-sst2", reason
-    from peft_helpers.notebook import warn_offline  # takes seconds
+    from peft_helpers.app.notebook import warn_offline  # takes seconds
 
     warn_offline(wanted.values(), [SETTINGS["profile"]["offline"][name] for name in wanted])
     return "offline", reason
