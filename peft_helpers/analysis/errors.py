@@ -7,6 +7,7 @@ from scipy.special import softmax
 from transformers import EvalPrediction
 
 from peft_helpers.analysis.significance import check_same_examples
+from peft_helpers.metrics import predicted_labels
 
 EXCERPT = 300  # characters
 
@@ -24,14 +25,11 @@ def most_confident_errors(output: EvalPrediction, test: Dataset, label_names: li
         ValueError: ``output`` is not of the examples of ``test``.
     """
     check_same_examples(output.label_ids, test["label"][:])
-    probabilities = softmax(output.predictions, axis=-1)
-    predicted, confidence = probabilities.argmax(axis=-1), probabilities.max(axis=-1)
-    wrong = np.flatnonzero(predicted != output.label_ids)
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:top]
-    texts = test.select(worst)["text"][:]
-    return pd.DataFrame({
-        "text": [text if len(text) <= EXCERPT else text[:EXCERPT] + "…" for text in texts],
-        "true label": [label_names[number] for number in output.label_ids[worst]],
-        "predicted": [label_names[number] for number in predicted[worst]],
-        "probability": confidence[worst],
-    }, index=pd.Index(worst, name="test example"))  # fmt: skip
+    probabilities, names = softmax(output.predictions, axis=-1), np.array(label_names)
+    table = pd.DataFrame({
+        "text": [text if len(text) <= EXCERPT else text[:EXCERPT] + "…" for text in test["text"]],
+        "true label": names[output.label_ids],
+        "predicted": names[predicted_labels(output)],
+        "probability": probabilities.max(axis=-1),
+    }).rename_axis("test example")  # fmt: skip
+    return table[table["true label"] != table["predicted"]].nlargest(top, "probability")

@@ -45,7 +45,7 @@ def plot_token_lengths(lengths: list[int], max_length: int) -> Figure:
     axes.hist(np.minimum(lengths, np.quantile(lengths, 0.99)), bins=50, color=LIGHT, **EDGE)
     axes.axvline(max_length, color=LINE, linestyle="--", label=f"max_length = {max_length}")
     axes.set(xlabel="tokens (the longest 1 % in the last bar)", ylabel=f"texts, of {len(lengths):,}")
-    axes.set_title(f"{longer:.0%} of the texts are longer than max_length; {beyond:.0%} of all tokens lie beyond it")
+    axes.set_title(f"{longer:.0%} of texts are longer than max_length; {beyond:.0%} of tokens lie beyond it")
     axes.legend()
     return figure
 
@@ -82,7 +82,7 @@ def plot_confusions(untuned: EvalPrediction, tuned: EvalPrediction, label_names:
             im_kw={"vmin": 0, "vmax": 1},
         )  # fmt: skip
         for text in np.ravel(display.text_) if display.text_ is not None else ():
-            text.set_color("white" if float(text.get_text()) > 0.5 else "black")  # on the scale that both share
+            text.set_color("white" if float(text.get_text()) > 0.6 else "black")  # on the scale that both share
         axis.set(title=title, ylabel="true label" if axis is axes[0] else "", xlabel="predicted label")
         axis.set_xticks(labels, label_names, rotation=30, ha="right", rotation_mode="anchor")
     figure.colorbar(display.im_, ax=axes, label="share of the true label's examples", shrink=0.8)

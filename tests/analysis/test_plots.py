@@ -41,7 +41,7 @@ def test_class_balance_shows_shares(raw, args):
 
 def test_token_lengths_tell_how_much_is_beyond_max_length():
     axes = plot_token_lengths([5, 10, 15, 30], max_length=10).axes[0]
-    assert axes.get_title() == "50% of the texts are longer than max_length; 42% of all tokens lie beyond it"
+    assert axes.get_title() == "50% of texts are longer than max_length; 42% of tokens lie beyond it"
     assert sum(bar_heights(axes)) == 4
 
 
