@@ -208,9 +208,8 @@ def compare(options: Namespace) -> int:
     if args.comparison.comparison_file is None:
         args = args.replace(comparison_file=str(folder / "method_comparison.jsonl"))
     results, references = helpers.compare_methods(helpers.load_splits(args), args)
-    if _is_main_process():
-        save_methods(results, references, folder)
-        print(describe_compared_methods(results, references, folder))
+    save_methods(results, references, folder)
+    print(describe_compared_methods(results, references, folder))
     return int(any(row["error"] for row in results))
 
 
@@ -219,7 +218,7 @@ def evaluate(options: Namespace) -> None:
     _start()
     model, tokenizer = helpers.load_adapter(options.adapter_dir)
     label_names = [model.config.id2label[number] for number in range(model.config.num_labels)]
-    dataset = helpers.load_labelled_rows(options.file, label_names, options.text_column, options.label_column)
+    dataset = helpers.load_labelled_examples(options.file, label_names, options.text_column, options.label_column)
     tokenized = helpers.tokenize_dataset(dataset, tokenizer)
     output = helpers.predict(model, tokenizer, tokenized, helpers.load_recipe(options.adapter_dir))
     table = helpers.report_per_class(output, label_names).round(3)

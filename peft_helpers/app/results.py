@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from peft_helpers.analysis.plots import plot_methods
-from peft_helpers.comparison.baselines import CLASSICAL, MAJORITY
+from peft_helpers.analysis.plots import CLASSICAL, MAJORITY, plot_methods, save_figure
 from peft_helpers.comparison.tables import describe_methods, format_methods, summarize_methods
 
 
@@ -19,9 +17,7 @@ def save_methods(results: list[dict], references: np.ndarray, folder: str | Path
     summary = summarize_methods(results, references)
     summary.to_csv(Path(folder, "methods.csv"), index_label="method")
     if set(summary.index) - {MAJORITY, CLASSICAL}:
-        figure = plot_methods(summary, len(references))
-        figure.savefig(Path(folder, "methods.png"), dpi=150)
-        plt.close(figure)
+        save_figure(plot_methods(summary, len(references)), Path(folder, "methods.png"))
 
 
 def describe_compared_methods(results: list[dict], references: np.ndarray, folder: str | Path) -> str:
