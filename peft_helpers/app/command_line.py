@@ -186,16 +186,17 @@ def train(options: Namespace) -> None:
 def language_model(options: Namespace) -> None:
     """Fine-tune on texts without labels: perplexity and generated text before and after."""
     args = _share(helpers.choose_texts(_parse_arguments(options)))
-    from peft_helpers.language_modeling.task import describe_run
+    from peft_helpers.language_modeling.task import describe_run, summarize_run
 
-    args = helpers.plan_language_modeling(args)
+    args, task = helpers.plan_language_modeling(args)
     documents = helpers.load_documents(args)
-    result = helpers.run(documents, args, helpers.LANGUAGE_MODELING)
+    result = helpers.run(documents, args, task)
     if _is_main_process():
+        examples = helpers.generate_examples(result, documents)
         path = Path(args.training.output_dir, "results.json")
-        results = {"untuned": result.untuned.metrics, "tuned": result.tuned.metrics, "seconds": result.seconds}
-        path.write_text(json.dumps(results | {"config": args.describe()}, indent=2) + "\n", encoding="utf-8")
-        print(f"{describe_run(result, documents)}\n\nThe adapter and {path.name} are in {path.parent}.")
+        summary = json.dumps(summarize_run(result, examples), indent=2, ensure_ascii=False)
+        path.write_text(summary + "\n", encoding="utf-8")
+        print(f"{describe_run(result, examples)}\n\nThe adapter and {path.name} are in {path.parent}.")
 
 
 def compare(options: Namespace) -> int:

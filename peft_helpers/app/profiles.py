@@ -83,7 +83,8 @@ def parse_arguments(words: str | list[str] | None = None, **defaults) -> Argumen
     model, data, *_, other, _ = Parser(*OPTIONS, add_help=False).parse_args_into_dataclasses(
         words, return_remaining_strings=True, look_for_args_file=False
     )
-    _check_path(data.dataset_name)
+    _check_path("model_name_or_path", model.model_name_or_path)
+    _check_path("dataset_name", data.dataset_name)
     profile, reason = _choose_profile(other.profile, named)
     runs = {name: value for name, value in (vars(model) | vars(data)).items() if name in named & {*_WHAT_RUNS}}
     chosen = SETTINGS["profile"].get(profile, {}) | runs
@@ -129,20 +130,16 @@ def check_options(words: list[str]) -> set[str]:
     for name in sorted(named.keys() - known):
         misspelt = difflib.get_close_matches(name, known, 1, cutoff=0.8)
         nearest = RENAMED.get(name, "--" + (misspelt or difflib.get_close_matches(name, own, 1, cutoff=0))[0])
-        raise ValueError(
-            f"Unknown option {named[name]}. Did you mean {nearest}? {PROGRAM} train --help shows them all."
-        )
+        raise ValueError(f"Unknown option {named[name]}. Did you mean {nearest}? See {PROGRAM} train --help.")
     return set(named)
 
 
-def _check_path(dataset_name: str) -> None:
-    """Find a mistyped file before the Hub is asked for other things; `load_splits` checks what the file holds."""
-    path = Path(dataset_name)
-    is_data_file = re.search(r"\.(csv|tsv|jsonl?|parquet)(\.gz)?$", path.name)
-    if (is_data_file or path.is_absolute() or dataset_name.startswith(".")) and not path.exists():
-        raise FileNotFoundError(
-            f"dataset_name is {dataset_name!r}: no data file there. Name a file, a folder, or an id on the Hub."
-        )
+def _check_path(option: str, name: str) -> None:
+    """Find a mistyped path before the Hub is asked for anything; what is at the path is checked when it is read."""
+    path = Path(name)
+    is_path = path.is_absolute() or name.startswith(".") or re.search(r"\.(csv|tsv|jsonl?|parquet)(\.gz)?$", name)
+    if is_path and not path.exists():
+        raise FileNotFoundError(f"{option} is {name!r}: there is no such file or folder. Check the path.")
 
 
 def _choose_profile(profile: str, named: set[str]) -> tuple[str, str]:

@@ -71,13 +71,12 @@ def run(capsys):
 def test_train_leaves_results_and_figures_beside_the_adapter(trained):
     adapter, _ = trained
     results = json.loads((adapter / "results.json").read_text())
-    assert set(results["metrics"]) == {"untuned", "tuned"}
-    for scores in results["metrics"].values():
-        for name in ("accuracy", "f1"):
-            low, high = scores[f"{name}_interval"]
-            assert 0 <= low <= scores[name] <= high <= 1
-    gain = results["metrics"]["tuned"]["accuracy"] - results["metrics"]["untuned"]["accuracy"]
-    assert results["difference"]["accuracy"]["value"] == pytest.approx(gain)
+    tuned, untuned = results["metrics"]["tuned"], results["metrics"]["untuned"]
+    for name in ("accuracy", "f1"):
+        low, high = tuned[f"{name}_interval"]
+        assert 0 <= low <= tuned[name] <= high <= 1
+    gain = tuned["accuracy"] - untuned["accuracy"]
+    assert results["metrics"]["difference"]["accuracy"] == pytest.approx(gain)
     assert results["label_names"] == LABELS
     assert results["config"]["per_device_train_batch_size"] == 8
     assert {"torch", "peft", "device"} <= results["environment"].keys()
@@ -124,7 +123,7 @@ def test_evaluate_scores_what_predict_answers(trained, reviews, run):
     accuracy = np.mean([row["label"] == label for row, label in zip(rows, expected["opinion"], strict=True)])
     status, output, _ = run("evaluate", adapter, reviews)
     assert status == 0
-    assert output.startswith(f"{len(rows)} rows\n")
+    assert output.startswith(f"{len(rows)} examples\n")
     assert re.search(rf"^accuracy +{accuracy:.3f} \[0\.\d+, [01]\.\d+\]$", output, re.MULTILINE)
     assert re.search(r"^unclear .* 24$", output, re.MULTILINE)
 
@@ -151,20 +150,20 @@ def test_predict_reads_a_text_a_line_and_writes_a_new_file(trained, run, tmp_pat
 # language-model
 
 
-@pytest.mark.slow
 def test_language_model_leaves_an_adapter_with_its_perplexity(tiny_model_dir, run, tmp_path):
     text = "\n\n".join(f"{number} a sad story and a funny story and a sad story" for number in range(40))
     (tmp_path / "story.txt").write_text(text)
     words = "--block_size 16 --lm_learning_rate 0.02 --lm_num_train_epochs 3 --per_device_train_batch_size 4"
     words = [*words.split(), "--model_name_or_path", tiny_model_dir, "--dataset_name", "bbc-news"]
     words += ["--lm_dataset_name", tmp_path / "story.txt", "--output_dir", tmp_path / "adapter"]
-    status, output, error = run("language-model", *words)
-    assert (status, error) == (0, "")
+    status, output, _ = run("language-model", *words)
+    assert status == 0
     folder = tmp_path / "adapter_language_model"
     results = json.loads((folder / "results.json").read_text())
-    assert results["tuned"]["test_loss"] < results["untuned"]["test_loss"]
+    assert results["perplexity"]["tuned"] < results["perplexity"]["untuned"]
     assert (folder / "adapter_model.safetensors").is_file()
-    assert "perplexity" in output
+    assert str(round(results["perplexity"]["tuned"], 2)) in output
+    assert f"Tuned: {results['generated'][0]['tuned']}" in output
     assert f"results.json are in {folder}." in output
 
 
@@ -247,18 +246,15 @@ def test_the_options_of_transformers_are_shown_on_demand(run):
             "Unknown option --epochs. Did you mean --num_train_epochs? See python -m peft_helpers train",
         ),
         (["train", "--seed", "one"], "argument --seed: invalid int value: 'one'"),
-        (["--dataset_name", "missing.csv"], "dataset_name is 'missing.csv': no data file there."),
-        (["compare", "--model_name_or_path", "./missing"], "'./missing': expected a folder with config.json and model"),
+        (["--dataset_name", "missing.csv"], "dataset_name is 'missing.csv': there is no such file or folder."),
+        (["compare", "--model_name_or_path", "./missing"], "model_name_or_path is './missing': there is no such file"),
         (["evaluate", "missing", "rows.csv"], "there is no folder 'missing'; name the one that an adapter was saved"),
         (["evaluate", "{adapter}", "missing.csv"], "there is no file 'missing.csv'; name one that exists."),
         (["evaluate", "{adapter}"], "the following arguments are required: file. See python -m peft_helpers evaluate"),
         (["predict", "{adapter}"], "expected either texts or --file. See python -m peft_helpers predict --help."),
         (["predict", "{adapter}", "good", "--file", "{reviews}"], "expected either texts or --file"),
         (["predict", "{adapter}", "good", "--output_file", "{reviews}"], "already; name a new file."),
-        (
-            ["check", "--zip_path", "a.zip"],
-            "unrecognized arguments: --zip_path a.zip. See python -m peft_helpers check",
-        ),
+        (["check", NOTEBOOK, "--zip"], "unrecognized arguments: --zip. See python -m peft_helpers check --help."),
         (["predict", "{empty}", "good"], "Expected the file run_config.json in the adapter's folder"),
         (["check", "missing.ipynb"], "there is no file 'missing.ipynb'"),
         (["package", NOTEBOOK, "{empty}"], "No zip was written. Missing: the folder has the adapter's configuration"),
@@ -331,7 +327,7 @@ sys.exit(f"{statuses} {slow}")
 
 def test_a_reader_that_has_had_enough_is_no_error():
     process = subprocess.Popen(
-        [sys.executable, "-m", "peft_helpers", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "peft_helpers", "train", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     process.stdout.close()
     assert process.communicate()[1] == b""

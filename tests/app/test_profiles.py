@@ -148,8 +148,9 @@ def test_no_file_beside_the_program_adds_options(monkeypatch, tmp_path):
 @pytest.mark.reliability("bad input")
 def test_a_missing_file_is_reported_before_the_hub_is_asked(monkeypatch):
     do_not_ask(monkeypatch)
-    with pytest.raises(FileNotFoundError, match=r"dataset_name is 'missing\.csv': no data file there"):
-        parse_arguments("--dataset_name missing.csv")
+    for words, name in (("--dataset_name a.csv", "a.csv"), ("--model_name_or_path ./gone", "./gone")):
+        with pytest.raises(FileNotFoundError, match=f"{words[2:14]}.* is '{name}': there is no such file or folder"):
+            parse_arguments(words)
 
 
 @pytest.mark.parametrize(
