@@ -94,10 +94,9 @@ def _make_parser() -> _Parser:
 
 
 def _add_adapter_commands(add: Callable) -> None:
-    commands = {run.__name__: add(run.__name__, run) for run in (evaluate, predict, serve)}
-    for command in commands.values():
+    evaluating, predicting, serving = (add(run.__name__, run) for run in (evaluate, predict, serve))
+    for command in (evaluating, predicting, serving):
         command.add_argument("adapter_dir", type=_folder, help="folder that a run has saved an adapter in")
-    evaluating, predicting, serving = commands.values()
     evaluating.add_argument("file", type=_file, help="csv, tsv, json, jsonl or parquet file with texts and labels")
     evaluating.add_argument("--label_column", help="column with the labels (default: the only candidate)")
     predicting.add_argument("texts", nargs="*", metavar="TEXT", help="texts to classify")

@@ -19,7 +19,6 @@ from peft_helpers.sources.hub import NotOnHubError, explain_availability
 ENVIRONMENT_VARIABLE = "LFT_ARGS"
 _TOML = Path(__file__).with_name("profiles.toml").read_text(encoding="utf-8")
 SETTINGS = tomllib.loads(_TOML.replace("tiny_gpt2", TINY_GPT2))
-PROGRAM = "python -m peft_helpers"
 WIKITEXT = "Salesforce/wikitext"
 # Options that had another name, and what to say now.
 RENAMED = {
@@ -69,7 +68,7 @@ def parse_arguments(words: str | list[str] | None = None, **defaults) -> Argumen
 
     Raises:
         ValueError: an option, profile or value is not known or out of range.
-        FileNotFoundError: ``dataset_name`` is a path at which there is nothing.
+        FileNotFoundError: the model or the dataset is a path at which there is nothing.
         ConnectionError: the profile is ``auto``, and the Hub is there but does not serve; see `explain_availability`.
     """
     if words is None:
@@ -130,7 +129,9 @@ def check_options(words: list[str]) -> set[str]:
     for name in sorted(named.keys() - known):
         misspelt = difflib.get_close_matches(name, known, 1, cutoff=0.8)
         nearest = RENAMED.get(name, "--" + (misspelt or difflib.get_close_matches(name, own, 1, cutoff=0))[0])
-        raise ValueError(f"Unknown option {named[name]}. Did you mean {nearest}? See {PROGRAM} train --help.")
+        raise ValueError(
+            f"Unknown option {named[name]}. Did you mean {nearest}? See python -m peft_helpers train --help."
+        )
     return set(named)
 
 
