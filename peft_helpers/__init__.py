@@ -28,15 +28,17 @@ if TYPE_CHECKING:
     from peft_helpers.analysis.report import (
         compare_per_class,
         describe_environment,
+        describe_evaluation,
+        describe_run,
         format_comparison,
         majority_class,
+        save_results,
     )
-    from peft_helpers.app.notebook import keep_output_clean
-    from peft_helpers.app.profiles import parse_arguments
-    from peft_helpers.app.requirements import check_requirements
+    from peft_helpers.app.notebook import check_requirements, keep_output_clean
+    from peft_helpers.app.profiles import choose_texts, parse_arguments
     from peft_helpers.arguments import BBC_NEWS, Arguments
     from peft_helpers.comparison.baselines import run_baselines
-    from peft_helpers.comparison.runner import plan_comparison, run_methods
+    from peft_helpers.comparison.runner import compare_methods, plan_comparison, run_methods
     from peft_helpers.comparison.tables import (
         compare_methods_to,
         compare_sizes,
@@ -68,10 +70,10 @@ if TYPE_CHECKING:
         quantization_config,
         quantization_problem,
     )
-    from peft_helpers.pipeline import classify_texts, load_adapter, reload_arguments, run
+    from peft_helpers.pipeline import classify_texts, load_adapter, load_recipe, reload_arguments, run
     from peft_helpers.sources.bbc_news import load_bbc_news
     from peft_helpers.sources.documents import load_documents
-    from peft_helpers.sources.files import dataset_arguments, load_splits
+    from peft_helpers.sources.files import dataset_arguments, load_labelled_examples, load_splits, load_texts
     from peft_helpers.submission.checklist import check_submission
     from peft_helpers.submission.package import package_submission
     from peft_helpers.tokenization import tokenize_dataset, tokenize_splits

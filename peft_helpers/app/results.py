@@ -1,6 +1,5 @@
-"""What a comparison of methods leaves and shows: a table and a figure."""
+"""What the comparison of methods leaves: a table and a figure in its folder, and a report to print."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +24,6 @@ def describe_compared_methods(results: list[dict], references: np.ndarray, folde
     """Return the table of methods, what it says, which ones failed, and where everything lies."""
     with pd.option_context("display.width", None):
         table = format_methods(summarize_methods(results, references)).to_string()
-    lines = [f"\n{len(references):,} test rows", table, describe_methods(results, references), *_failures(results)]
+    failures = [f"{row['method']}, seed {row['seed']}, failed: {row['error']}" for row in results if row["error"]]
+    lines = [f"\n{len(references):,} test examples", table, describe_methods(results, references), *failures]
     return "\n".join([*lines, f"The table and the figure are in {folder}: methods.csv, methods.png."])
-
-
-def _failures(results: list[dict]) -> Iterable[str]:
-    return (f"{row['method']}, seed {row['seed']}, failed: {row['error']}" for row in results if row["error"])
