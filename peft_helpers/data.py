@@ -1,313 +1,237 @@
-"""From a raw data set to train, validation and test splits with the columns ``text`` and ``label``."""
-
-import re
+"""Any dataset to train, validation and test splits with the columns ``text`` and ``label``."""
 
 import numpy as np
 import pandas as pd
-from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value, concatenate_datasets
 
 from peft_helpers.arguments import Arguments
 
 SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}
-_PROBED_ROWS = 100_000  # in which a label has to recur
 
 
 def prepare_splits(raw: DatasetDict, args: Arguments) -> DatasetDict:
     """Return train, validation and test with the columns ``text`` (string) and ``label`` (``ClassLabel``).
 
-    Rows without a text (None or blank) or label (None, NaN, blank or -1) are dropped, and a line says how many. A data
-    set whose ``test`` has no labels is tested on its ``validation``; what is then missing is carved, stratified, out of
-    ``train``: a fifth for the test; for the validation a tenth, but at most 1,000 rows, and where ``max_train_samples`` is
-    set a tenth of that, at least 100. A text that occurs in the test is dropped from the other two, one that occurs in
-    the validation from train. Within a split, texts that recur are kept, and a line says how many do so with another
-    label.
+    Rows without a text (None or blank) or label (None, NaN, blank or -1) are dropped. If ``test`` has no labels,
+    ``validation`` takes its place. Missing splits are carved, stratified, out of ``train``: a fifth for the test; for
+    the validation a tenth, but at most 1,000 rows, and with ``max_train_samples`` a tenth of that, at least 100. A text
+    that occurs in several splits is kept in the test rather than the validation, and there rather than in train. What
+    is dropped is printed, as are texts with conflicting labels, which are kept.
 
     Raises:
-        ValueError: a column cannot be told or found or is of no use, a split is empty, there is one label only, or a
-            label to be tested on never occurs in train.
+        ValueError: a column cannot be found or used, a split is empty, there is one label only, or a label to be tested
+            on never occurs in train.
     """
-    if isinstance(raw, IterableDatasetDict):
-        raise ValueError("A streamed data set has no tables to split; take prepare_stream, or leave out --streaming.")
-    check_train(raw)
-    text_column, label_column = find_columns(raw["train"], args.data.text_column, args.data.label_column)
-    labelled = encode_labels(raw, text_column, label_column)
-    splits = _drop_straddling_texts(_carve_missing_splits(labelled, args))
-    _report_contradictions(splits)
-    limits = {
-        "train": args.data.max_train_samples,
-        "validation": args.data.max_eval_samples,
-        "test": args.data.max_eval_samples,
+    dataset, rows = read_rows(rename_splits(raw), args.data.text_column, args.data.label_column)
+    rows = carve_missing_splits(rows, args.data.max_train_samples, args.training.seed)
+    rank = rows["split"].map({"test": 0, "validation": 1, "train": 2})
+    rows = keep_rows(rows, rank == rank.groupby(rows["text"]).transform("min"), "have a text of another split")
+    _report_conflicts(rows)
+    limits = dict.fromkeys(("train", "validation", "test"), args.data.max_eval_samples)
+    limits["train"] = args.data.max_train_samples
+    splits = {
+        name: take_stratified(rows[rows["split"] == name], limit, args.training.seed) for name, limit in limits.items()
     }
-    dataset = DatasetDict({name: _take(splits[name], limits[name], args.training.seed) for name in limits})
-    _check_labels(dataset)
-    return dataset
+    _check_labels({name: split["label"] for name, split in splits.items()}, dataset.features["label"])
+    return DatasetDict({name: dataset.select(split.index) for name, split in splits.items()})
 
 
-def check_train(raw: DatasetDict | IterableDatasetDict) -> None:
-    """Check that there is a split named ``train``.
+def read_rows(
+    splits: dict[str, Dataset], text_column: str | None, label_column: str | None, label_names: list[str] | None = None
+) -> tuple[Dataset, pd.DataFrame]:
+    """Return all splits as one dataset, and the rows of it that have a text and a label.
+
+    The table has each row's split (``split``), a hash of its text (``text``) and the number of its label (``label``),
+    which are those of ``label_names``, or as the data have them. The texts stay on disk.
 
     Raises:
-        ValueError: there is none; the message lists those that there are.
+        ValueError: a column cannot be found or used, or a label is not among ``label_names``.
     """
-    if "train" not in raw:
-        raise ValueError(f"The data set has the splits {list(raw)}; expected one named train.")
+    text_column, label_column = find_columns(next(iter(splits.values())), text_column, label_column)
+    splits = {name: split.select_columns([text_column, label_column]) for name, split in splits.items()}
+    texts = concatenate_datasets([_take_texts(split, text_column) for split in splits.values()])
+    labels = [name_labels(split[label_column][:], split.features[label_column]) for split in splits.values()]
+    rows = pd.DataFrame({"text": _hash_column(texts), "label": pd.concat(labels, ignore_index=True)})
+    rows["split"] = np.repeat(list(splits), [split.num_rows for split in splits.values()])
+    label_names = label_names or _order_names(rows["label"], next(iter(splits.values())).features[label_column])
+    if unknown := sorted(set(rows["label"].dropna()) - {*label_names, "-1"}):
+        raise ValueError(
+            f"The labels {unknown[:5]} are not among {label_names}; correct those rows, or name another label_column."
+        )
+    rows["label"] = pd.Index(label_names).get_indexer(rows["label"])
+    dataset = texts.add_column("label", rows["label"].to_numpy(), feature=ClassLabel(names=label_names))
+    has_both = (rows["label"] >= 0) & (rows["text"] != hash_texts([""])[0])
+    return dataset, keep_rows(rows, has_both, "have no label or no text")
+
+
+def rename_splits(raw: DatasetDict) -> dict[str, Dataset | IterableDataset]:
+    """Return train, validation (also named ``valid``, ``val`` or ``dev``) and test, as far as ``raw`` has them.
+
+    Raises:
+        ValueError: there is no train, or there are several validation splits.
+    """
+    renamed = {SPLIT_NAMES.get(name, name): split for name, split in raw.items()}
+    if "train" not in renamed or len(renamed) < len(raw):
+        raise ValueError(f"The dataset has the splits {list(raw)}; expected train, and at most one for validation.")
+    return {name: split for name, split in renamed.items() if name in ("train", "validation", "test")}
 
 
 def find_columns(dataset: Dataset, text_column: str | None, label_column: str | None) -> tuple[str, str]:
     """Return the names of the text and the label column: those given, else the only candidates.
 
-    A label column is a ``ClassLabel``, else named ``label``, else one in which values recur (in the first 100,000 rows,
-    of which there are more rows than two for each value). A text column is named
-    ``text``, else any other column of strings.
+    A label column is a ``ClassLabel``, else named ``label``, else one in which values recur.
 
     Raises:
-        ValueError: a named column does not exist or holds no texts, or there is not exactly one candidate; the message
-            lists the columns.
+        ValueError: a named column does not exist or cannot be used, or there is not exactly one candidate.
     """
-    if dataset.num_rows == 0:
-        raise ValueError(f"The split train has no rows; its columns are {dataset.column_names}.")
-    features = dataset.features
-    label_column = _the_only("label_column", label_column, _label_candidates(dataset), features)
-    texts = [name for name, feature in features.items() if is_string(feature) and name != label_column]
-    text_column = _the_only("text_column", text_column, ["text"] if "text" in texts else texts, features)
-    if not is_string(features[text_column]):
-        raise ValueError(f"The text_column {text_column!r} is of type {features[text_column]}; expected strings.")
-    return text_column, label_column
+    plain = {name: feature for name, feature in dataset.features.items() if isinstance(feature, ClassLabel | Value)}
+    candidates = [name for name, feature in plain.items() if isinstance(feature, ClassLabel)]
+    candidates = candidates or [name for name in plain if name == "label"]
+    candidates = candidates or [name for name in plain if _recurs(_probe(dataset, name))]
+    label_column = _choose("label_column", "with one label a row", label_column, candidates, [*plain], dataset)
+    return find_text_column(dataset, text_column, label_column), label_column
 
 
-def is_string(feature: object) -> bool:
-    """Tell whether a column's feature is one of Arrow's strings: pandas and polars write other ones than datasets."""
-    return getattr(feature, "dtype", None) in ("string", "large_string", "string_view")
+def find_text_column(dataset: Dataset, text_column: str | None = None, label_column: str | None = None) -> str:
+    """Return the column with the texts: the one given, else ``text``, else the only one of strings.
+
+    Where there are several, those whose values recur or are numbers, which a csv has as strings, do not count.
+
+    Raises:
+        ValueError: as for `find_columns`.
+    """
+    kinds = ("string", "large_string", "string_view")  # pandas and polars write the other two
+    strings = [name for name, feature in dataset.features.items() if getattr(feature, "dtype", None) in kinds]
+    candidates = ["text"] if "text" in strings else [name for name in strings if name != label_column]
+    if len(candidates) > 1:
+        probes = {name: _probe(dataset, name) for name in candidates}
+        numeric = {name for name, values in probes.items() if pd.to_numeric(values, errors="coerce").notna().all()}
+        candidates = [name for name, values in probes.items() if name not in numeric and not _recurs(values)]
+    return _choose("text_column", "of strings", text_column, candidates, strings, dataset)
 
 
-def _label_candidates(dataset: Dataset) -> list[str]:
-    features = dataset.features
-    named = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    if named or "label" in features:
-        return named or ["label"]
-    plain = [name for name, feature in features.items() if isinstance(feature, Value)]
-    probed = dataset.select(range(min(dataset.num_rows, _PROBED_ROWS)))
-    return [name for name in plain if len(set(probed[name])) <= probed.num_rows // 2]
+def _probe(dataset: Dataset, column: str) -> pd.Series:
+    return pd.Series(dataset.select_columns(column)[:10_000][column], dtype=object)
 
 
-def _the_only(option: str, given: str | None, candidates: list[str], features: Features) -> str:
-    if given is not None and given not in features:
-        raise ValueError(f"{option} is {given!r}, which the data set lacks; its columns are {', '.join(features)}.")
-    if given is None and len(candidates) != 1:
-        columns = ", ".join(f"{name}: {getattr(feature, 'dtype', feature)}" for name, feature in features.items())
+def _recurs(values: pd.Series) -> bool:
+    return values.nunique() <= len(values) // 2
+
+
+def _choose(
+    option: str, kind: str, given: str | None, candidates: list[str], suitable: list[str], dataset: Dataset
+) -> str:
+    found = candidates if given is None else [given]
+    if len(found) != 1 or found[0] not in suitable:
+        columns = ", ".join(f"{name}: {getattr(f, 'dtype', f)}" for name, f in dataset.features.items())
         raise ValueError(
-            f"Name the {option}: {candidates or 'no column'} could be it; the columns are {columns}. Expected strings "
-            "for the text, and for the label values that recur."
+            f"Name the {option}: expected one column {kind}, found {found or 'none'}; the columns are {columns}."
         )
-    return given or candidates[0]
+    return found[0]
 
 
-def encode_labels(raw: DatasetDict, text_column: str, label_column: str) -> DatasetDict:
-    """Return ``raw`` as ``text`` and ``label``, without the rows and splits that lack one of them.
-
-    Labels of any type become a ``ClassLabel``; the names of one that exists, and their order, are kept. Blanks around a
-    label are no part of it.
-    """
-    raw = DatasetDict(rename_splits(raw))
-    for name, split in raw.items():
-        if missing := {text_column, label_column} - set(split.column_names):
-            raise ValueError(f"The split {name} lacks {sorted(missing)}; its columns are {split.column_names}.")
-    raw = raw.select_columns([text_column, label_column])
-    _check_label_types(raw, label_column)
-    names = _label_names(raw, label_column)
-    label = ClassLabel(names=list(dict.fromkeys(names.values())))
-    ids = {value: label.str2int(name) for value, name in names.items()}
-
-    def encode(batch: dict[str, list]) -> dict[str, list]:
-        rows = zip(batch[text_column], batch[label_column], strict=True)
-        kept = [(text, ids[label]) for text, label in rows if text and text.strip() and label in ids]
-        return {"text": [text for text, _ in kept], "label": [label for _, label in kept]}
-
-    features = Features({"text": Value("string"), "label": label})
-    encoded = raw.map(encode, batched=True, features=features, remove_columns=[text_column, label_column])
-    for name in raw:
-        if dropped := raw[name].num_rows - encoded[name].num_rows:
-            print(f"{name}: {dropped:,} of {raw[name].num_rows:,} rows have no label or no text and are left out.")
-    return DatasetDict({name: split for name, split in encoded.items() if split.num_rows})
+def _take_texts(dataset: Dataset, text_column: str) -> Dataset:
+    return dataset.map(
+        lambda texts: {"text": texts},
+        batched=True,
+        input_columns=text_column,
+        remove_columns=dataset.column_names,
+        features=Features(text=Value("string")),
+    )
 
 
-def rename_splits(raw: DatasetDict | IterableDatasetDict) -> dict[str, Dataset | IterableDataset]:
-    """Return the splits of ``raw``, with the name ``validation`` in place of ``valid``, ``val`` and ``dev``.
-
-    Raises:
-        ValueError: there are several of them.
-    """
-    renamed = {SPLIT_NAMES.get(name, name): split for name, split in raw.items()}
-    if len(renamed) < len(raw):
-        raise ValueError(f"Several of the splits {list(raw)} are validation splits; keep one of them.")
-    return renamed
-
-
-def _check_label_types(raw: DatasetDict, column: str) -> None:
-    features = {name: split.features[column] for name, split in raw.items()}
-    for feature in features.values():
-        if not isinstance(feature, ClassLabel | Value):
-            raise ValueError(
-                f"The column {column!r} is of type {feature}; expected one label a row, of one type in all rows."
-            )
-    kinds = {
-        name: feature.names if isinstance(feature, ClassLabel) else "strings" if is_string(feature) else "numbers"
-        for name, feature in features.items()
-        if feature.dtype != "null"
-    }
-    if any(kind != kinds.get("train", kind) for kind in kinds.values()):
-        raise ValueError(f"The column {column!r} differs between the splits: {kinds}; cast it to one type.")
-
-
-def _label_names(raw: DatasetDict, column: str) -> dict[object, str]:
-    """Map each label value to its name, in the order of the class numbers."""
-    feature = raw["train"].features[column]
+def name_labels(labels: list, feature: ClassLabel | Value) -> pd.Series:
+    """Return the labels' names, without blanks around them; None where there is none (None, NaN, blank)."""
+    values = pd.Series(labels, dtype=object)
     if isinstance(feature, ClassLabel):
-        return dict(enumerate(feature.names))
-    values = set().union(*(split.unique(column) for split in raw.values()))
-    return name_labels(column, values, sum(split.num_rows for split in raw.values()))
+        return values.map(dict(enumerate(feature.names)))
+    names = values.dropna().map(str).str.strip().str.replace(r"^(-?\d+)\.0+$", r"\1", regex=True)
+    return names[names != ""].reindex(values.index)
 
 
-def name_labels(column: str, values: set, rows: int) -> dict[object, str]:
-    """Map each of the ``values`` in a label column to its name, in the order of the class numbers.
+def hash_texts(texts: list[str | None]) -> np.ndarray:
+    """Return 64 bits for each text, in place of it: two of 1,000,000 share them with a probability of 3e-8.
 
-    What stands for "no label" is left out: None, NaN, blank, -1.
-
-    Raises:
-        ValueError: there are fractions among them, or more labels than half of the ``rows``.
+    Blanks around a text do not count; a missing text is an empty one.
     """
-    stripped = {value: value.strip() if isinstance(value, str) else value for value in values}
-    labels = {label for label in stripped.values() if label == label and label not in (None, "", -1)}  # NaN != NaN
-    if "-1" in labels and all(re.fullmatch(r"-?\d+", label) for label in labels):
-        labels.remove("-1")  # a csv with a blank label is read as strings
-    _check_label_values(column, labels, rows)
-    known = sorted((value for value in values if stripped[value] in labels), key=stripped.get)
-    return {value: str(int(value)) if isinstance(value, float) else str(stripped[value]) for value in known}
+    return pd.util.hash_array(np.array([(text or "").strip() for text in texts], dtype=object), categorize=False)
 
 
-def _check_label_values(column: str, labels: set, rows: int) -> None:
-    fractions = [label for label in labels if isinstance(label, float) and not label.is_integer()]
-    if fractions:
-        raise ValueError(f"The column {column!r} holds fractions such as {fractions[0]}; expected classes.")
-    if len(labels) > rows / 2:
+def _hash_column(dataset: Dataset) -> np.ndarray:
+    return np.concatenate([hash_texts([]), *(hash_texts(batch["text"]) for batch in dataset.iter(batch_size=1000))])
+
+
+def _order_names(labels: pd.Series, feature: ClassLabel | Value) -> list[str]:
+    names = sorted(set(labels.dropna()))
+    if isinstance(feature, ClassLabel):
+        return list(dict.fromkeys([*feature.names, *names]))
+    numbers = pd.to_numeric(pd.Series(names, index=names, dtype=object), errors="coerce")
+    if (numbers % 1 > 0).any() or len(names) > len(labels) / 2:
         raise ValueError(
-            f"The column {column!r} has {len(labels):,} labels in {rows:,} rows; expected classes that recur. Name "
-            "another label_column."
+            f"There are {len(names):,} labels in {len(labels):,} rows, such as {max(names, key=len)}; expected classes "
+            "that recur, and no fractions. Name another label_column."
         )
+    if numbers.notna().all():
+        names = [name for name in numbers.sort_values(kind="stable").index if name != "-1"]
+    return names
 
 
-def _carve_missing_splits(labelled: DatasetDict, args: Arguments) -> dict[str, Dataset]:
-    splits = dict(labelled)
-    if "train" not in splits:
-        raise ValueError("No row of the split train has both a text and a label.")
-    if "test" not in splits and "validation" in splits:
-        splits["test"] = splits.pop("validation")
-    if "test" not in splits:
-        splits["train"], splits["test"] = _carve(
-            splits["train"], round(splits["train"].num_rows * 0.2), args.training.seed
-        )
-    if "validation" not in splits:
-        most = 1000 if args.data.max_train_samples is None else min(1000, max(100, args.data.max_train_samples // 10))
-        rows = min(most, round(splits["train"].num_rows * 0.1))
-        splits["train"], splits["validation"] = _carve(splits["train"], rows, args.training.seed)
-    return splits
+def keep_rows(rows: pd.DataFrame, kept: pd.Series, why_others_go: str) -> pd.DataFrame:
+    """Return the rows that are ``kept``, and print for each ``split`` how many are not."""
+    for name, of_split in kept.groupby(rows["split"]):
+        if dropped := (~of_split).sum():
+            print(f"{name}: {dropped:,} of {len(of_split):,} rows {why_others_go} and are left out.")
+    return rows[kept]
 
 
-def _carve(dataset: Dataset, rows: int, seed: int) -> tuple[Dataset, Dataset]:
-    order = stratified_order(_labels(dataset), seed)
-    return dataset.select(np.sort(order[rows:])), dataset.select(np.sort(order[:rows]))
+def carve_missing_splits(rows: pd.DataFrame, max_train_samples: int | None, seed: int) -> pd.DataFrame:
+    """Return the rows with another ``split`` for those that a missing test or validation takes from train."""
+    if "test" not in set(rows["split"]):
+        rows = rows.replace({"split": {"validation": "test"}})
+    most = 1000 if max_train_samples is None else min(1000, max(100, max_train_samples // 10))
+    for name, share, limit in (("test", 0.2, len(rows)), ("validation", 0.1, most)):
+        if name not in set(rows["split"]):
+            train = rows[rows["split"] == "train"]
+            carved = take_stratified(train, min(limit, round(len(train) * share)), seed)
+            rows = rows.assign(split=rows["split"].mask(rows.index.isin(carved.index), name))
+    return rows
 
 
-def _drop_straddling_texts(splits: dict[str, Dataset]) -> dict[str, Dataset]:
-    seen = np.array([], dtype=np.uint64)
-    for name in ("test", "validation", "train"):
-        hashes = hash_column(splits[name])
-        kept = ~np.isin(hashes, seen)
-        if dropped := len(kept) - kept.sum():
-            print(f"{name}: {dropped:,} of {len(kept):,} rows have a text of another split and are left out.")
-            splits[name] = splits[name].select(np.flatnonzero(kept))
-        seen = np.concatenate([seen, hashes])
-    return splits
+def take_stratified(rows: pd.DataFrame, limit: int | None, seed: int) -> pd.DataFrame:
+    """Return a random sample of the rows, in their order, in which each ``label`` has its share; None: all of them.
 
-
-def hash_texts(texts: list[str]) -> np.ndarray:
-    """Return a number of 64 bits for each text, the same in every process: what is remembered in place of the texts.
-
-    Among 1,000,000 texts, two that differ have the same number with a probability of 3e-8.
+    Unlike in a stratified ``train_test_split``, a class may have one row, and a smaller sample lies within a larger.
     """
-    return pd.util.hash_array(np.asarray(texts, dtype=object), categorize=False)
-
-
-def hash_column(dataset: Dataset) -> np.ndarray:
-    """Return `hash_texts` of the column ``text``, read in parts."""
-    parts = [hash_texts(batch["text"]) for batch in dataset.select_columns("text").iter(batch_size=1000)]
-    return np.concatenate([np.array([], dtype=np.uint64), *parts])
-
-
-def _labels(dataset: Dataset) -> np.ndarray:
-    # In parts: datasets gathers selected rows by a list of Python's numbers.
-    parts = dataset.select_columns("label").with_format("arrow").iter(batch_size=10_000)
-    return np.concatenate([np.array([], dtype=np.int64), *(part["label"].to_numpy() for part in parts)])
-
-
-def _report_contradictions(splits: dict[str, Dataset]) -> None:
-    for name, rows in splits.items():
-        hashes, labels = hash_column(rows), _labels(rows)
-        order = np.lexsort((labels, hashes))
-        hashes, labels = hashes[order], labels[order]
-        several = np.unique(hashes[1:][(hashes[1:] == hashes[:-1]) & (labels[1:] != labels[:-1])]).size
-        if several:
-            print(f"{name}: {several:,} texts occur with different labels; all of these rows are kept.")
-
-
-def _take(dataset: Dataset, max_rows: int | None, seed: int) -> Dataset:
-    if max_rows is None or max_rows >= dataset.num_rows:
-        return dataset
-    return dataset.select(np.sort(stratified_order(_labels(dataset), seed)[:max_rows]))
-
-
-def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Return a random order of the rows, shape (rows,), of which every beginning has the classes' proportions.
-
-    With two classes, each is within one row of its share; with C, within (1 + C * share) / 2 rows.
-
-    Unlike a stratified ``train_test_split``, it takes classes of one row and any number of rows, and a smaller subset
-    lies within a larger one.
-    """
-    order = np.random.default_rng(seed).permutation(len(labels))
-    frame = pd.DataFrame({"label": np.asarray(labels)[order]})
-    groups = frame.groupby("label")["label"]
+    shuffled = rows.iloc[np.random.default_rng(seed).permutation(len(rows))]
+    groups = shuffled.groupby("label")["label"]
     quantile = (groups.cumcount() + 0.5) / groups.transform("size")
-    return order[np.argsort(quantile.to_numpy(), kind="stable")]
+    return rows.loc[quantile.sort_values(kind="stable").index[:limit]].sort_index()
 
 
-def _check_labels(splits: DatasetDict) -> None:
-    if empty := [name for name, rows in splits.items() if rows.num_rows == 0]:
-        counts = {name: rows.num_rows for name, rows in splits.items()}
-        raise ValueError(f"No rows are left for {' and '.join(empty)}: {counts}; the data set is too small.")
-    label = splits["train"].features["label"]
-    known = set(np.unique(_labels(splits["train"])).tolist())
-    if len(known) < 2:
-        raise ValueError(
-            f"The split train has one label only, {label.int2str(known.pop())!r}; expected at least two. "
-            "Note that -1 means 'no label'."
-        )
+def _report_conflicts(rows: pd.DataFrame) -> None:
+    conflicts = rows.groupby(["split", "text"])["label"].nunique() > 1
+    for name, count in conflicts.groupby("split").sum().items():
+        if count:
+            print(f"{name}: {count:,} texts occur with conflicting labels; all of these rows are kept.")
+
+
+def _check_labels(splits: dict[str, pd.Series], label: ClassLabel) -> None:
+    counts = {name: len(labels) for name, labels in splits.items()}
+    if not all(counts.values()):
+        raise ValueError(f"A split has no rows with text and label left: {counts}; the dataset is too small.")
+    names = {name: {label.names[number] for number in labels} for name, labels in splits.items()}
+    if len(names["train"]) < 2:
+        raise ValueError(f"The split train has one label only, {names['train']}; expected two. -1 means 'no label'.")
     for name in ("validation", "test"):
-        if unknown := set(np.unique(_labels(splits[name])).tolist()) - known:
+        if unknown := names[name] - names["train"]:
             raise ValueError(
-                f"The split {name} has the labels {_names(label, unknown)}, which train lacks (its "
-                f"{splits['train'].num_rows:,} rows have {_names(label, known)}); correct those rows, or take more of "
-                "train."
+                f"The split {name} has the labels {sorted(unknown)}, which train lacks (its {counts['train']:,} rows "
+                f"have {sorted(names['train'])}); correct those rows, or take more of train."
             )
-
-
-def _names(label: ClassLabel, numbers: set[int]) -> list[str]:
-    return [label.int2str(number) for number in sorted(numbers)]
 
 
 def count_classes(dataset: DatasetDict) -> pd.DataFrame:
     """Return the number of rows of each label (rows of the table) in each split (columns)."""
     names = dataset["train"].features["label"].names
-    return pd.DataFrame(
-        {split: np.bincount(_labels(rows), minlength=len(names)) for split, rows in dataset.items()}, index=names
-    )
+    counts = {name: np.bincount(rows["label"][:], minlength=len(names)) for name, rows in dataset.items()}
+    return pd.DataFrame(counts, index=names)

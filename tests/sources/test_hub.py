@@ -9,8 +9,9 @@ import datasets
 import pytest
 from conftest import use_hub
 
-from peft_helpers import hub, parse_arguments
+from peft_helpers import parse_arguments
 from peft_helpers.arguments import TINY_GPT2
+from peft_helpers.sources import hub
 
 NAMES = {"model_name_or_path": "gpt2", "dataset_name": "stanfordnlp/sst2"}
 OFFLINE = "the local Hugging Face cache lacks gpt2 and stanfordnlp/sst2, and this machine is offline"
