@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING
 # once where no library is needed.
 if TYPE_CHECKING:
     from peft_helpers.adapter_checks import check_adapter
-    from peft_helpers.adapters import adapter_size, check_output_dir, describe_adapter, list_files, replace_folder
+    from peft_helpers.adapters import adapter_size, check_output_dir, describe_adapter, replace_folder
     from peft_helpers.analysis.errors import most_confident_errors
     from peft_helpers.analysis.plots import (
         plot_before_after,
         plot_class_balance,
         plot_confusions,
         plot_methods,
-        plot_perplexity,
         plot_token_lengths,
         plot_training,
     )
@@ -35,23 +34,21 @@ if TYPE_CHECKING:
         save_results,
     )
     from peft_helpers.app.notebook import check_requirements, keep_output_clean
-    from peft_helpers.app.profiles import choose_texts, parse_arguments
+    from peft_helpers.app.profiles import check_run, choose_texts, parse_arguments
     from peft_helpers.arguments import BBC_NEWS, Arguments
     from peft_helpers.comparison.baselines import run_baselines
     from peft_helpers.comparison.runner import compare_methods, plan_comparison, run_methods
     from peft_helpers.comparison.tables import (
         compare_methods_to,
-        compare_sizes,
         describe_methods,
         format_methods,
         summarize_methods,
     )
-    from peft_helpers.data import count_classes, prepare_splits
+    from peft_helpers.data import prepare_splits
     from peft_helpers.interruptions import guard_training
-    from peft_helpers.language_modeling.generation import first_words, generate_texts
+    from peft_helpers.language_modeling.generation import generate_texts
     from peft_helpers.language_modeling.task import (
         LANGUAGE_MODELING,
-        compare_perplexity,
         generate_examples,
         plan_language_modeling,
     )

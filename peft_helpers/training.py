@@ -61,6 +61,7 @@ class TrainingArguments(TrainingOptions, transformers.TrainingArguments):
     ddp_find_unused_parameters: bool = False  # with several processes: every weight that is trained has a gradient
     report_to: str = "none"
     disable_tqdm: bool = False
+    log_level_replica: str = "error"
     bf16: bool | None = None
     fp16: bool | None = None
 

@@ -60,7 +60,7 @@ def test_a_folder_imports_the_core_and_no_other_folder():
 @pytest.mark.parametrize(
     ("source", "rooms"),
     [
-        ("from peft_helpers.data import count_classes", {""}),
+        ("from peft_helpers.data import prepare_splits", {""}),
         ("from peft_helpers import analysis", {"analysis"}),
         ("def late():\n    import peft_helpers.sources.hub", {"sources"}),
         ("if TYPE_CHECKING:\n    from peft_helpers.app import profiles\nimport torch", set()),

@@ -5,12 +5,14 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from datasets import DatasetDict
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay
-from transformers import EvalPrediction
+from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from peft_helpers.metrics import METRIC_NAMES, compute_metrics, predicted_labels
+from peft_helpers.tokenization import count_tokens
 
 MAJORITY, CLASSICAL = "majority class", "TF-IDF + logistic regression"  # the baselines
 MARKERS = "os^vD<p>PX*hd"
@@ -25,8 +27,11 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     plt.close(figure)
 
 
-def plot_class_balance(counts: pd.DataFrame) -> Figure:
-    """Draw the share of each label (row of ``counts``) in each split (column)."""
+def plot_class_balance(dataset: DatasetDict) -> Figure:
+    """Draw the share of each label in each split."""
+    names = dataset["train"].features["label"].names
+    counts = {name: np.bincount(split["label"][:], minlength=len(names)) for name, split in dataset.items()}
+    counts = pd.DataFrame(counts, index=names)
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
     shares = 100 * counts / counts.sum()
     shares.columns = [f"{split} ({examples:,} examples)" for split, examples in counts.sum().items()]
@@ -37,9 +42,9 @@ def plot_class_balance(counts: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_token_lengths(lengths: list[int], max_length: int) -> Figure:
-    """Draw how long the texts are, from `count_tokens`, and how much lies beyond ``max_length`` tokens."""
-    lengths = np.asarray(lengths)
+def plot_token_lengths(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Figure:
+    """Draw how long the texts are, and how much lies beyond the ``model_max_length`` tokens of the tokenizer."""
+    lengths, max_length = np.asarray(count_tokens(texts, tokenizer)), tokenizer.model_max_length
     longer, beyond = np.mean(lengths > max_length), np.maximum(lengths - max_length, 0).sum() / max(lengths.sum(), 1)
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
     axes.hist(np.minimum(lengths, np.quantile(lengths, 0.99)), bins=50, color=LIGHT, **EDGE)
@@ -139,21 +144,3 @@ def _draw_baselines(axes: np.ndarray, summary: pd.DataFrame, lowest: float) -> N
             for axis in axes:
                 axis.axhline(score, color=LINE, linestyle=style, linewidth=1, label=label)
     axes[0].set_ylim(min(shown["f1"].min(), lowest) - 0.02, summary["f1_high"].max() + 0.01)
-
-
-def plot_perplexity(log_history: list[dict], untuned: float, tuned: float) -> Figure:
-    """Draw the validation perplexity of ``trainer.state.log_history`` over the epochs, and that of the test blocks.
-
-    ``untuned`` and ``tuned`` are the perplexities on the test blocks before and after training.
-    """
-    evaluated = pd.DataFrame([entry for entry in log_history if "eval_loss" in entry])
-    evaluated["perplexity"] = np.exp(evaluated["eval_loss"])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", width_ratios=(2, 1))
-    left.plot("epoch", "perplexity", data=evaluated, color=DARK, marker="s", label="validation")
-    left.set(xlabel="epoch", ylabel="perplexity", title="Validation blocks")
-    _mark_kept(left, evaluated.loc[evaluated["perplexity"].idxmin()], "perplexity")
-    bars = right.bar(["untuned", "LoRA"], [untuned, tuned], color=[LIGHT, DARK], **EDGE)
-    right.bar_label(bars, fmt="%.1f", padding=2)
-    right.margins(y=0.12)
-    right.set(title="Test blocks")
-    return figure

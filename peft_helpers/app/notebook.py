@@ -49,6 +49,7 @@ def keep_output_clean() -> None:
 
     Saved widgets can keep GitHub from rendering a notebook. The warning of a newly initialized head is expected here.
     """
+    import logging
     import warnings
 
     import datasets
@@ -61,6 +62,7 @@ def keep_output_clean() -> None:
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
     pd.options.display.max_colwidth = 100
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # on a new machine it builds a font cache
     # peft 0.21 reads a property that transformers 5 has renamed.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     # An adapter trained on 4-bit layers is checked on the shapes of GPT-2's own ones.

@@ -171,6 +171,23 @@ def _has_only_a_cpu() -> bool:
     return not torch.accelerator.is_available()
 
 
+def check_run(args: Arguments) -> Arguments:
+    """Check what would make the notebook fail later: the model, the adapter's folder, the methods; `choose_texts`.
+
+    Raises:
+        FileExistsError, FileNotFoundError, OSError, ValueError: see `check_model`, `check_output_dir` and
+            `plan_comparison`.
+    """
+    from peft_helpers.adapters import check_output_dir  # these take seconds
+    from peft_helpers.comparison.runner import plan_comparison
+    from peft_helpers.modeling import check_model
+
+    check_model(args)
+    check_output_dir(args)
+    plan_comparison(args)
+    return choose_texts(args)
+
+
 def choose_texts(args: Arguments) -> Arguments:
     """Return ``args`` with the texts for language modeling, if they are ``auto``, chosen; print them and the reason.
 
