@@ -4,8 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from conftest import LABELS, make_raw
 from datasets import DatasetDict
+from peft import AutoPeftModelForSequenceClassification
 from transformers import TrainerCallback
 
 from peft_helpers import (
@@ -18,6 +20,7 @@ from peft_helpers import (
     pipeline,
     predict,
     prepare_splits,
+    reload_arguments,
     run,
     tokenize_dataset,
 )
@@ -77,6 +80,10 @@ def test_the_folder_holds_what_is_needed_and_no_checkpoints(finished):
 def test_a_run_in_4_bits_is_that_of_its_saved_adapter_on_every_processor(small, dataset, processor):
     result = run(dataset, small.replace(load_in_4bit=True))
     assert not np.array_equal(result.untuned.predictions, result.tuned.predictions)
+    folder = small.training.output_dir
+    by_hand = AutoPeftModelForSequenceClassification.from_pretrained(folder, **reload_arguments(folder))
+    for model in (by_hand, load_adapter(folder)[0]):
+        assert isinstance(model.base_model.model.transformer.h[0].attn.c_attn.base_layer, Linear4bit)
 
 
 def test_a_run_in_bfloat16_reloads_within_its_rounding(small, dataset, monkeypatch):
@@ -138,7 +145,7 @@ def test_nothing_is_loaded_for_a_folder_that_may_not_be_replaced(small, dataset,
 
 @pytest.mark.reliability("bad input")
 def test_an_adapter_of_other_labels_is_refused(finished):
-    with pytest.raises(ValueError, match="labels of other names"):
+    with pytest.raises(ValueError, match=r"has the labels \['negative', 'positive'\], expected"):
         load_adapter(finished.args.training.output_dir, label_names=["bad", "good"])
 
 
