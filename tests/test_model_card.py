@@ -94,8 +94,8 @@ from transformers import AutoModelForSequenceClassification, pipeline
 
 folder, base, texts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 code = Path(folder, "README.md").read_text().split("```python")[1].split("```")[0]
-code = re.sub("(?m)^folder = \".*\"  # path of this folder$", f"folder = {folder!r}", code)
-Path("snippet.py").write_text(re.sub("(?m)^base_model = \".*\"  # path .*$", f"base_model = {base!r}", code))
+code = re.sub("(?m)^folder = .*  # path of this folder$", f"folder = {folder!r}", code)
+Path("snippet.py").write_text(re.sub("(?m)^base_model = .*  # path .*$", f"base_model = {base!r}", code))
 card = runpy.run_path("snippet.py")
 tokenizer, args = card["tokenizer"], card["config"]
 fresh = AutoModelForSequenceClassification.from_pretrained(base, num_labels=args.num_labels)
