@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from peft_helpers.language_modeling.task import (
         LANGUAGE_MODELING,
         compare_perplexity,
+        generate_examples,
         plan_language_modeling,
     )
     from peft_helpers.metrics import (

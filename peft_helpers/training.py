@@ -134,6 +134,13 @@ def batch_by_tokens(lengths: list[int], max_tokens: int, max_rows: int) -> list[
 class LengthTrainer(Trainer):
     """A Trainer for datasets with a column ``length``: batches of similar length, in evaluation of similar tokens."""
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # GPT-2's classifier ignores num_items_in_batch, and nobody would divide its loss by gradient_accumulation_steps
+        # (transformers issue 47688). Its language model divides by it, but the Trainer counts the first token of each
+        # row, which is not predicted (transformers pull request 46204 leaves out GPT2LMHeadModel).
+        self.model_accepts_loss_kwargs = False
+
     def train(self, *args, **kwargs) -> TrainOutput:
         """Train as `Trainer.train` does, on the gradients of all processes, even a model that was evaluated before."""
         # Accelerate marks a model that it has prepared for evaluation and does not prepare it for training then: each
@@ -154,8 +161,11 @@ class LengthTrainer(Trainer):
         return self.get_test_dataloader(self.eval_dataset if eval_dataset is None else eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
-        """Return the batches of ``test_dataset`` in its order: by tokens, or by rows where processes share them."""
-        if self.args.world_size > 1:
+        """Return the batches of ``test_dataset`` in its order: by tokens, or by rows where processes share them.
+
+        By rows also where the loss is the metric: the Trainer takes all batches but the last to be of one size.
+        """
+        if self.args.world_size > 1 or self.compute_metrics is None:
             return super().get_test_dataloader(test_dataset)
         tokens = EVALUATION_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
         batches = batch_by_tokens(test_dataset["length"][:], tokens, self.args.eval_batch_size)
@@ -190,7 +200,7 @@ def make_trainer(
     check_space(args.training.output_dir, model, args.training.save_total_limit + 1)  # one more while it is written
     save_recipe(args, args.training.output_dir)  # beside the checkpoints: another run is told from this one
     stream = {"accelerator_config": {"dispatch_batches": False}} if isinstance(train, IterableDataset) else {}
-    trainer = LengthTrainer(
+    return LengthTrainer(
         model=model,
         args=replace(
             args.training,
@@ -205,10 +215,6 @@ def make_trainer(
         compute_metrics=task.compute_metrics,
         callbacks=[EarlyStoppingCallback(PATIENCE)],
     )
-    # GPT-2's loss is a mean over the batch, though its forward takes any keyword: without this, nobody divides it by
-    # gradient_accumulation_steps (transformers issue 47688).
-    trainer.model_accepts_loss_kwargs = False
-    return trainer
 
 
 def _check_steps(train: Dataset | IterableDataset, args: TrainingArguments) -> None:
@@ -234,7 +240,7 @@ def predict(
 
     Batches are length-grouped, which saves padding, the longest first, so that a batch too large for the memory fails
     at once; the order is then restored. ``metrics`` has those of ``task``, prefixed with ``test_``, and the time it
-    took. For a task without metrics, only ``test_loss`` is computed and ``predictions`` is None.
+    took. For a task without metrics, ``predictions`` is None and there are ``test_loss`` and ``test_perplexity`` only.
 
     Raises:
         MemoryError: memory ran out; see `explain_out_of_memory`.
@@ -261,6 +267,7 @@ def predict(
             output = trainer.predict(dataset.select(order))
     output.metrics["test_examples"] = len(order)
     if output.predictions is None:
+        output.metrics["test_perplexity"] = float(np.exp(output.metrics["test_loss"]))
         return output
     back = np.argsort(order)
     return PredictionOutput(output.predictions[back], output.label_ids[back], output.metrics)

@@ -1,20 +1,16 @@
 """What keeps a notebook's output worth keeping."""
 
-import platform
+import logging
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
-from importlib.metadata import PackageNotFoundError, version
 
 import datasets
 import huggingface_hub
 import pandas as pd
-import torch
 import transformers
 from IPython.display import display
-
-from peft_helpers.modeling import best_device
 
 
 def keep_output_clean() -> None:
@@ -27,6 +23,8 @@ def keep_output_clean() -> None:
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
     pd.options.display.max_colwidth = 100
+    # On a new machine the first figure builds a font cache and says so on stderr.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     # peft 0.21 reads a property that transformers 5 has renamed.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     # An adapter trained on 4-bit layers is checked on the shapes of GPT-2's own ones.
@@ -34,21 +32,6 @@ def keep_output_clean() -> None:
     # What peft 0.21 says of LN tuning and of AdaLoRA where both do what they should: each reload is checked.
     warnings.filterwarnings("ignore", message="Unsupported layer type .*LayerNorm", category=UserWarning)
     warnings.filterwarnings("ignore", message="The following rank_pattern keys .*lora_E", category=RuntimeWarning)
-
-
-def describe_environment() -> pd.Series:
-    """Return the versions that the results depend on, and the device."""
-    names = ("torch", "transformers", "peft", "datasets", "evaluate", "accelerate", "scikit-learn", "bitsandbytes")
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
-    rows = {"python": platform.python_version()} | {name: _version(name) for name in names}
-    return pd.Series(rows | {"device": f"{best_device()} ({name})"}, name="version")
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 @dataclass

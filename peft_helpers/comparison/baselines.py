@@ -10,10 +10,9 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline
 from transformers import EvalPrediction
 
-from peft_helpers.analysis.report import majority_class, predicted_labels
-from peft_helpers.metrics import compute_metrics
-
-MAJORITY, CLASSICAL = "majority class", "TF-IDF + logistic regression"
+from peft_helpers.analysis.plots import CLASSICAL, MAJORITY
+from peft_helpers.analysis.report import majority_class
+from peft_helpers.metrics import compute_metrics, predicted_labels
 
 
 def run_reference_points(dataset: DatasetDict, seed: int) -> list[dict]:
