@@ -52,11 +52,11 @@ def classify_with_tfidf(dataset: DatasetDict, seed: int) -> tuple[EvalPrediction
     return EvalPrediction(predictions=probabilities, label_ids=np.asarray(test["label"][:])), weights
 
 
-def score(output: EvalPrediction) -> dict[str, float | list[int]]:
+def score_predictions(output: EvalPrediction) -> dict[str, float | list[int]]:
     """Return what every result has: `compute_metrics`, and ``predictions``, label numbers, shape (examples,)."""
     return compute_metrics(output) | {"predictions": predicted_labels(output).tolist()}
 
 
 def _describe(name: str, output: EvalPrediction, seed: int, weights: int, seconds: float) -> dict:
     costs = {"trainable_parameters": weights, "train_seconds": seconds, "reload_verified": ""}
-    return {"method": name, "seed": seed, "error": None} | costs | score(output)
+    return {"method": name, "seed": seed, "error": None} | costs | score_predictions(output)

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from peft_helpers.adapters import adapter_size, describe_recipe
 from peft_helpers.analysis.report import describe_environment
 from peft_helpers.arguments import Arguments
-from peft_helpers.comparison.baselines import run_baselines, score
+from peft_helpers.comparison.baselines import run_baselines, score_predictions
 from peft_helpers.comparison.methods import AllocateRanks, adapt_model, find_method, learning_rate, plan_comparison
 from peft_helpers.comparison.tables import describe_result, read_results, write_results
 from peft_helpers.distributed import process_state
@@ -30,8 +30,8 @@ from peft_helpers.tokenization import set_padding, tokenize_splits
 from peft_helpers.training import CLASSIFICATION, LengthTrainer, predict
 
 RELOAD_EXAMPLES = 64  # on which the reloaded adapter is compared with the one in memory
-_NOTHING_ELSE = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "disable_tqdm": True,
-                 "logging_strategy": "no", "report_to": "none", "push_to_hub": False}  # fmt: skip
+_NO_EVALUATION = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "push_to_hub": False,
+                  "logging_strategy": "no", "report_to": "none", "disable_tqdm": True}  # fmt: skip
 INTERVAL = 0.01  # seconds between two looks at the memory: a training step takes longer
 
 
@@ -104,7 +104,7 @@ def run_method(
     adapter is saved, loaded onto a fresh base model and compared with the one in memory; then it is removed.
 
     Returns:
-        `score` on the test examples, and ``learning_rate``, ``parameters``, ``trainable_parameters``,
+        `score_predictions` on the test examples, and ``learning_rate``, ``parameters``, ``trainable_parameters``,
         ``train_seconds``, ``peak_memory_mb`` (of the model and its training), ``adapter_mb`` (of full fine-tuning, the
         whole model) and ``reload_verified``, as text.
     """
@@ -127,7 +127,7 @@ def run_method(
         "peak_memory_mb": memory.megabytes,
         "adapter_mb": megabytes,
         "reload_verified": verified,
-    } | score(output)
+    } | score_predictions(output)
 
 
 def _train(model: PreTrainedModel, train: Dataset, tokenizer: PreTrainedTokenizerBase, args: Arguments) -> float:
@@ -135,7 +135,9 @@ def _train(model: PreTrainedModel, train: Dataset, tokenizer: PreTrainedTokenize
     with tempfile.TemporaryDirectory() as folder:
         trainer = LengthTrainer(
             model=model,
-            args=replace(args.training, output_dir=folder, max_steps=args.comparison.comparison_steps, **_NOTHING_ELSE),
+            args=replace(
+                args.training, output_dir=folder, max_steps=args.comparison.comparison_steps, **_NO_EVALUATION
+            ),
             train_dataset=train,
             data_collator=CLASSIFICATION.make_data_collator(tokenizer),
             callbacks=[AllocateRanks()],

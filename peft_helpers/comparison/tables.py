@@ -108,7 +108,7 @@ def compare_methods_to(baseline: str, results: list[dict], references: np.ndarra
     columns = ["F1 (macro)", "F1 (macro), low", "F1 (macro), high", "p"]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).sort_values("F1 (macro)", ascending=False)
     differences = [
-        f"{difference:+.3f}{format_interval(low, high, sign='+')}"
+        f"{difference:+z.3f}{format_interval(low, high, sign='+')}"
         for difference, low, high in table[columns[:3]].itertuples(index=False)
     ]
     p_values = table["p"].map(format_p_value)
@@ -129,6 +129,7 @@ def describe_methods(results: list[dict], references: np.ndarray) -> str:
     The best is best on the test examples, and so a little too good; how far the others are behind tells by how much.
     """
     summary = summarize_methods(results, references)
+    # Only what is an adapter is reloaded; the head alone is one for PEFT, but counts as a baseline.
     f1, of_peft = summary["f1"], (summary["reload_verified"] == "yes") & (summary.index != "head-only")
     if not of_peft.any():
         return "No PEFT method was compared."
@@ -136,7 +137,7 @@ def describe_methods(results: list[dict], references: np.ndarray) -> str:
     lines = [f"The best PEFT method here is {best}: macro F1 {f1[best]:.3f}."]
     for other, name in (("full", "Full fine-tuning"), (CLASSICAL, CLASSICAL)):
         if other in f1.index:
-            lines.append(f"{name} reaches {f1[other]:.3f}: {best} differs by {f1[best] - f1[other]:+.3f}.")
+            lines.append(f"{name} reaches {f1[other]:.3f}: {best} differs by {f1[best] - f1[other]:+z.3f}.")
     return "\n".join(lines)
 
 
