@@ -53,31 +53,24 @@ def adapter(folder: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two runs at a time: one that is let be and one that is killed; then another that is let be and the killed one."""
-    whole, again, killed = (tmp_path_factory.mktemp(name) for name in ("whole", "again", "killed"))
+    """A run that is let be and, at the same time, one that is killed and then started again."""
+    whole, killed = (tmp_path_factory.mktemp(name) for name in ("whole", "killed"))
     first, second = start(whole, "1"), start(killed, "2", str(KILLED_AT))
     outputs = {whole: first.communicate(timeout=300)[0]}
     second.communicate(timeout=300)
     assert (first.returncode, second.returncode) == (0, -signal.SIGKILL)
     left = sorted(path.name for path in killed.glob("adapter/checkpoint-*"))
     assert f"checkpoint-{LAST_CHECKPOINT}" in left
-    third, fourth = start(again, "3"), start(killed, "4")
-    outputs |= {again: third.communicate(timeout=300)[0], killed: fourth.communicate(timeout=300)[0]}
-    assert (third.returncode, fourth.returncode) == (0, 0)
+    third = start(killed, "3")
+    outputs |= {killed: third.communicate(timeout=300)[0]}
+    assert third.returncode == 0
     return outputs
 
 
 @pytest.mark.slow
-def test_two_runs_in_fresh_processes_are_the_same_to_the_last_bit(runs):
-    whole, again, _ = runs
-    assert result(runs[whole]) == result(runs[again])
-    assert adapter(whole) == adapter(again)
-
-
 @pytest.mark.reliability("fault")
-@pytest.mark.slow
-def test_a_killed_run_that_is_started_again_ends_as_if_nothing_had_happened(runs):
-    whole, _, killed = runs
+def test_a_killed_run_that_is_started_again_in_a_fresh_process_ends_as_if_nothing_had_happened(runs):
+    whole, killed = runs
     assert f"Resuming from checkpoint-{LAST_CHECKPOINT} of an interrupted run.\n" in runs[killed]
     assert "Resuming" not in runs[whole]
     assert result(runs[whole]) == result(runs[killed])
@@ -87,8 +80,7 @@ def test_a_killed_run_that_is_started_again_ends_as_if_nothing_had_happened(runs
 @pytest.mark.slow
 def test_a_run_leaves_no_checkpoints(runs):
     for folder in runs:
-        assert list(folder.iterdir()) == [folder / "adapter"]
-        assert not list(folder.glob("adapter/checkpoint-*"))
+        assert not [path for pattern in ("adapter/checkpoint-*", ".adapter*") for path in folder.glob(pattern)]
 
 
 # Several processes
