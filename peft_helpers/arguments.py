@@ -169,6 +169,8 @@ class Arguments:
         for name, value in self.describe().items():
             if name not in _NOT_ALWAYS_POSITIVE and type(value) in (int, float) and not value > 0:
                 raise ValueError(f"{name} is {value}; it must be greater than 0.")
+        if self.comparison.comparison_steps < 2:
+            raise ValueError("comparison_steps is 1; it must be at least 2: the first has a learning rate of 0.")
         if self.data.streaming and self.training.max_steps < 0:
             raise ValueError("streaming needs --max_steps: the end of a stream is not known before it is reached.")
 

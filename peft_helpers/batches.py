@@ -40,7 +40,7 @@ class LengthSampler(Sampler[int]):
 
 
 def batch_by_tokens(lengths: list[int], max_tokens: int, max_rows: int) -> list[list[int]]:
-    """Return batches of examples that follow each other, at most ``max_tokens`` once padded; one alone may have more."""
+    """Return batches of consecutive examples, of at most ``max_tokens`` once padded; one alone may have more."""
     batches, longest = [[]], 0
     for number, length in enumerate(lengths):
         longest, count = max(longest, length), len(batches[-1]) + 1

@@ -17,7 +17,7 @@ def set_padding(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> N
 
 
 def encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> BatchEncoding:
-    """Return ``input_ids`` and ``attention_mask`` of each text, in chunks of ``tokenizer.model_max_length``, not padded.
+    """Return ``input_ids`` and ``attention_mask`` of each text, in chunks of ``tokenizer.model_max_length`` tokens.
 
     ``overflow_to_sample_mapping`` tells which text each chunk belongs to. A text without tokens becomes one pad token
     with an attention mask of 1: the model pools it alike in every batch. Where the pad token is ``<|endoftext|>``, one

@@ -207,6 +207,7 @@ def compare(options: Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     if args.comparison.comparison_file is None:
         args = args.replace(comparison_file=str(folder / "method_comparison.jsonl"))
+    helpers.plan_comparison(args)  # an unknown method need not wait for the data
     results, references = helpers.compare_methods(helpers.load_splits(args), args)
     save_methods(results, references, folder)
     print(describe_compared_methods(results, references, folder))

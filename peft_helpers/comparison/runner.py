@@ -143,7 +143,6 @@ def _train(model: PreTrainedModel, train: Dataset, tokenizer: PreTrainedTokenize
             callbacks=[AllocateRanks()],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.model_accepts_loss_kwargs = False  # as in `make_trainer`
         return trainer.train().metrics["train_runtime"]
 
 

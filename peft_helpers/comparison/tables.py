@@ -5,14 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from peft_helpers.analysis.plots import CLASSICAL
 from peft_helpers.analysis.report import format_interval, format_p_value
 from peft_helpers.analysis.significance import compare_paired, f1_interval
-from peft_helpers.modeling import head_modules
 
 # Of `run_methods`; `run_baselines` gives a part of it.
 _COLUMNS = ("method", "parameters", "trainable_parameters", "accuracy", "f1", "predictions", "train_seconds",
@@ -139,18 +135,3 @@ def describe_methods(results: list[dict], references: np.ndarray) -> str:
         if other in f1.index:
             lines.append(f"{name} reaches {f1[other]:.3f}: {best} differs by {f1[best] - f1[other]:+z.3f}.")
     return "\n".join(lines)
-
-
-def compare_sizes(full: PreTrainedModel, quantized: PreTrainedModel) -> pd.DataFrame:
-    """Return the sizes in MB (10^6 bytes) of a model and of the same with 4-bit layers, and how many times smaller."""
-    columns = {name: _sizes(model) for name, model in (("32 bits, MB", full), ("4 bits, MB", quantized))}
-    table = pd.DataFrame(columns, index=["weights of the linear layers", "whole model"])
-    return table.assign(**{"times smaller": table["32 bits, MB"] / table["4 bits, MB"]})
-
-
-def _sizes(model: PreTrainedModel) -> list[float]:
-    """Return the MB of the weights of all linear layers but the head, and of the whole model."""
-    sizes = pd.Series({name: tensor.nbytes / 1e6 for name, tensor in model.state_dict().items()})
-    linear = [name for name, layer in model.named_modules() if isinstance(layer, (torch.nn.Linear, Conv1D))]
-    weights = tuple(f"{name}.weight" for name in linear if name not in head_modules(model))  # scales: name.weight.*
-    return [sizes[sizes.index.str.startswith(weights)].sum(), sizes.sum()]

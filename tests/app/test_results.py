@@ -12,7 +12,7 @@ def result(method: str, error: str | None = None) -> dict:
     return {
         "method": method, "seed": 42, "learning_rate": 1e-3, "parameters": 1000, "trainable_parameters": 30,
         "accuracy": 0.9, "f1": 0.9, "predictions": [0, 1] * 9 + [1, 0], "train_seconds": 2.0, "peak_memory_mb": 50.0,
-        "adapter_mb": 0.5, "reload_verified": True, "error": error,
+        "adapter_mb": 0.5, "reload_verified": "yes", "error": error,
     }  # fmt: skip
 
 

@@ -2,19 +2,16 @@ import json
 
 import numpy as np
 import pytest
-from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from peft_helpers.analysis.plots import CLASSICAL, MAJORITY
 from peft_helpers.comparison.tables import (
     compare_methods_to,
-    compare_sizes,
     describe_methods,
     format_methods,
     read_results,
     summarize_methods,
     write_results,
 )
-from peft_helpers.modeling import quantization_config
 
 
 @pytest.fixture
@@ -87,23 +84,6 @@ def test_full_fine_tuning_alone_is_not_kept(results):
     ]
 
 
-def test_quantized_layers_are_smaller_by_what_their_bits_say(tmp_path):
-    """8 times by the bits, less the scales of every 64 weights, themselves in 8 bits."""
-    shape = AutoConfig.for_model("gpt2", n_embd=768, n_layer=1, n_head=12, vocab_size=64, n_positions=16)
-    model = AutoModelForSequenceClassification.from_config(shape)
-    model.save_pretrained(tmp_path)
-    four_bits = quantization_config(shape)
-    quantized = AutoModelForSequenceClassification.from_pretrained(tmp_path, quantization_config=four_bits)
-    sizes = compare_sizes(model, quantized)
-    linear, whole = "weights of the linear layers", "whole model"
-    assert sizes.loc[linear, "32 bits, MB"] == pytest.approx(12 * 768**2 * 4 / 1e6)
-    assert 7.6 < sizes.loc[linear, "times smaller"] < 8
-    # What is not a linear layer's weight has the size that it had.
-    rest = sizes.loc[whole] - sizes.loc[linear]
-    assert rest["4 bits, MB"] == pytest.approx(rest["32 bits, MB"], abs=1e-6)
-
-
-@pytest.mark.reliability("fault")
 def test_a_kill_while_results_are_written_leaves_the_earlier_ones(tmp_path, monkeypatch):
     file, row = tmp_path / "results.jsonl", {"method": "ia3", "seed": 0, "error": None, "fingerprint": "a"}
     write_results([row], file)
