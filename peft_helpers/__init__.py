@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 # For editors and type checkers. A module is imported when one of its names is first used: the command line answers at
 # once where no library is needed.
 if TYPE_CHECKING:
-    from peft_helpers.adapter_checks import check_adapter
-    from peft_helpers.adapters import adapter_size, check_output_dir, describe_adapter, replace_folder
+    from peft_helpers.adapters import adapter_size, check_output_dir, describe_adapter
+    from peft_helpers.analysis.adapter_checks import check_adapter
     from peft_helpers.analysis.errors import most_confident_errors
+    from peft_helpers.analysis.model_card import save_model_card
     from peft_helpers.analysis.plots import (
         plot_before_after,
         plot_class_balance,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
         summarize_methods,
     )
     from peft_helpers.data import prepare_splits
-    from peft_helpers.interruptions import guard_training
+    from peft_helpers.interruptions import guard_training, replace_folder
     from peft_helpers.language_modeling.generation import generate_texts
     from peft_helpers.language_modeling.task import (
         LANGUAGE_MODELING,

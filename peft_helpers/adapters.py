@@ -2,24 +2,18 @@
 
 import json
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from peft import PeftModel
-from transformers.trainer_utils import PredictionOutput
 
 from peft_helpers.arguments import Arguments, find_model
-from peft_helpers.distributed import main_process_first, process_state
-from peft_helpers.model_card import make_card
+from peft_helpers.distributed import main_process_first
+from peft_helpers.interruptions import check_place, finish_replacing
 
 RUN_FILE = "run_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-# What the command line adds to an adapter. With a new adapter they would be out of date.
-RESULTS_FILE, FIGURES = "results.json", ("before_after.png", "training.png", "confusions.png")
 
 
 def describe_recipe(args: Arguments) -> dict[str, object]:
@@ -51,8 +45,8 @@ def check_output_dir(args: Arguments) -> None:
     if folder == Path(args.model.model_name_or_path).resolve():
         raise ValueError(f"output_dir is {args.training.output_dir!r}, the base model's own folder; choose another.")
     with main_process_first():
-        _check_place(folder)
-        _finish_replacing(folder)
+        check_place(folder)
+        finish_replacing(folder)
         difference = _find_difference(folder, args) if folder.exists() else ""
         if difference and not args.training.overwrite_output_dir:
             raise FileExistsError(
@@ -61,19 +55,6 @@ def check_output_dir(args: Arguments) -> None:
             )
         for checkpoint in folder.glob("checkpoint-*") if difference else ():
             shutil.rmtree(checkpoint)
-
-
-def _check_place(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"output_dir is {str(folder)!r}, which is a file; choose a folder.")
-    if Path.cwd().is_relative_to(folder):
-        raise ValueError(f"output_dir is {str(folder)!r}, which holds the current folder; choose one inside it.")
-    place = next(parent for parent in folder.parents if parent.exists())
-    try:
-        tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=place).cleanup()
-    except OSError as error:
-        error.add_note(f"An adapter for {folder} is prepared beside it: make {place} writable, or choose another.")
-        raise
 
 
 def _find_difference(folder: Path, args: Arguments) -> str:
@@ -92,86 +73,17 @@ def _find_difference(folder: Path, args: Arguments) -> str:
     return f"holds the adapter or checkpoints of another run: {', '.join(changed)}" if changed else ""
 
 
-@contextmanager
-def replace_folder(folder: str | Path) -> Iterator[Path]:
-    """Give a new folder to write in, and put it in the place of ``folder`` once everything is written.
+def describe_adapter(peft_model: PeftModel, args: Arguments, folder: str | Path) -> None:
+    """Complete what ``save_pretrained`` has written to ``folder``: label names, padding and recipe.
 
-    Whatever ends the writing early, an error or a kill, leaves the earlier ``folder`` complete. The new one is prepared
-    beside it, under a name that begins with a dot. Files in ``folder`` that the new one lacks are carried over. A
-    symbolic link stays: what it leads to is replaced. Of several processes, what the first one writes is kept.
-
-    Raises:
-        FileExistsError: ``folder`` is a file.
-        OSError: nothing can be written beside ``folder``, or the disk is full; a note says that nothing was changed.
-        ValueError: ``folder`` holds the current folder.
-    """
-    state = process_state()
-    with _replace(Path(folder).resolve()) if state.is_main_process else tempfile.TemporaryDirectory() as new:
-        yield Path(new)
-    state.wait_for_everyone()
-
-
-@contextmanager
-def _replace(folder: Path) -> Iterator[Path]:
-    _check_place(folder)
-    _finish_replacing(folder)
-    new, old = _siblings(folder)
-    new.mkdir(parents=True)
-    try:
-        yield new
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-    except BaseException as error:
-        if new.exists():  # else it is in its place, and the interrupt came right after
-            if old.exists():
-                old.rename(folder)
-            shutil.rmtree(new, ignore_errors=True)
-            error.add_note(f"{folder} is as it was before.")
-        raise
-    _carry_over(old, folder)
-
-
-def _siblings(folder: Path) -> tuple[Path, Path]:
-    return folder.with_name(f".{folder.name}.saving"), folder.with_name(f".{folder.name}.replaced")
-
-
-def _finish_replacing(folder: Path) -> None:
-    """Complete what a kill interrupted: between the two renames, before them, or while carrying over."""
-    new, old = _siblings(folder)
-    if old.exists() and not folder.exists():
-        (new if new.exists() else old).rename(folder)  # what was being saved is complete by then
-    shutil.rmtree(new, ignore_errors=True)
-    _carry_over(old, folder)
-
-
-def _carry_over(old: Path, folder: Path) -> None:
-    for path in old.iterdir() if old.exists() else ():
-        if not (folder / path.name).exists() and path.name not in (RESULTS_FILE, *FIGURES):
-            path.rename(folder / path.name)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def describe_adapter(
-    peft_model: PeftModel, args: Arguments, untuned: PredictionOutput, tuned: PredictionOutput, folder: str | Path
-) -> None:
-    """Complete what ``save_pretrained`` has written to ``folder``: label names, recipe and model card.
-
-    Args:
-        peft_model: the trained model.
-        args: the run that made it.
-        untuned: output of `predict` before fine-tuning.
-        tuned: output of `predict` after it, on the same examples.
-        folder: folder of the adapter.
+    Some lists of ``adapter_config.json`` were sets, whose order changes from process to process; they are sorted.
     """
     peft_model.config.save_pretrained(folder)
     save_recipe(args, folder)
     path = Path(folder, ADAPTER_CONFIG)
     config = json.loads(path.read_text(encoding="utf-8"))
-    # Some lists were sets, whose order changes from process to process, though the adapter is the same.
     config = {name: sorted(value) if isinstance(value, list) else value for name, value in config.items()}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    make_card(peft_model, args, untuned.metrics, tuned.metrics, config).save(Path(folder, "README.md"))
 
 
 def adapter_size(adapter_dir: str | Path) -> float:

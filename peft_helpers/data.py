@@ -5,6 +5,7 @@ import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value, concatenate_datasets
 
 from peft_helpers.arguments import Arguments
+from peft_helpers.columns import find_columns, name_labels, order_names
 
 SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}
 
@@ -53,7 +54,7 @@ def read_rows(
     labels = [name_labels(split[label_column][:], split.features[label_column]) for split in splits.values()]
     rows = pd.DataFrame({"text": _hash_column(texts), "label": pd.concat(labels, ignore_index=True)})
     rows["split"] = np.repeat(list(splits), [split.num_rows for split in splits.values()])
-    label_names = label_names or _order_names(rows["label"], next(iter(splits.values())).features[label_column])
+    label_names = label_names or order_names(rows["label"], next(iter(splits.values())).features[label_column])
     if unknown := sorted(set(rows["label"].dropna()) - {*label_names, "-1"}):
         raise ValueError(
             f"The labels {unknown[:5]} are not among {label_names}; correct those rows, or name another label_column."
@@ -76,60 +77,6 @@ def rename_splits(raw: DatasetDict) -> dict[str, Dataset | IterableDataset]:
     return {name: split for name, split in renamed.items() if name in ("train", "validation", "test")}
 
 
-def find_columns(dataset: Dataset, text_column: str | None, label_column: str | None) -> tuple[str, str]:
-    """Return the names of the text and the label column: those given, else the only candidates.
-
-    A label column is a ``ClassLabel``, else named ``label``, else one in which values recur.
-
-    Raises:
-        ValueError: a named column does not exist or cannot be used, or there is not exactly one candidate.
-    """
-    plain = {name: feature for name, feature in dataset.features.items() if isinstance(feature, ClassLabel | Value)}
-    candidates = [name for name, feature in plain.items() if isinstance(feature, ClassLabel)]
-    candidates = candidates or [name for name in plain if name == "label"]
-    candidates = candidates or [name for name in plain if _recurs(_probe(dataset, name))]
-    label_column = _choose("label_column", "with one label a row", label_column, candidates, [*plain], dataset)
-    return find_text_column(dataset, text_column, label_column), label_column
-
-
-def find_text_column(dataset: Dataset, text_column: str | None = None, label_column: str | None = None) -> str:
-    """Return the column with the texts: the one given, else ``text``, else the only one of strings.
-
-    Where there are several, those whose values recur or are numbers, which a csv has as strings, do not count.
-
-    Raises:
-        ValueError: as for `find_columns`.
-    """
-    kinds = ("string", "large_string", "string_view")  # pandas and polars write the other two
-    strings = [name for name, feature in dataset.features.items() if getattr(feature, "dtype", None) in kinds]
-    candidates = ["text"] if "text" in strings else [name for name in strings if name != label_column]
-    if len(candidates) > 1:
-        probes = {name: _probe(dataset, name) for name in candidates}
-        numeric = {name for name, values in probes.items() if pd.to_numeric(values, errors="coerce").notna().all()}
-        candidates = [name for name, values in probes.items() if name not in numeric and not _recurs(values)]
-    return _choose("text_column", "of strings", text_column, candidates, strings, dataset)
-
-
-def _probe(dataset: Dataset, column: str) -> pd.Series:
-    return pd.Series(dataset.select_columns(column)[:10_000][column], dtype=object)
-
-
-def _recurs(values: pd.Series) -> bool:
-    return values.nunique() <= len(values) // 2
-
-
-def _choose(
-    option: str, kind: str, given: str | None, candidates: list[str], suitable: list[str], dataset: Dataset
-) -> str:
-    found = candidates if given is None else [given]
-    if len(found) != 1 or found[0] not in suitable:
-        columns = ", ".join(f"{name}: {getattr(f, 'dtype', f)}" for name, f in dataset.features.items())
-        raise ValueError(
-            f"Name the {option}: expected one column {kind}, found {found or 'none'}; the columns are {columns}."
-        )
-    return found[0]
-
-
 def _take_texts(dataset: Dataset, text_column: str) -> Dataset:
     return dataset.map(
         lambda texts: {"text": texts},
@@ -138,15 +85,6 @@ def _take_texts(dataset: Dataset, text_column: str) -> Dataset:
         remove_columns=dataset.column_names,
         features=Features(text=Value("string")),
     )
-
-
-def name_labels(labels: list, feature: ClassLabel | Value) -> pd.Series:
-    """Return the labels' names, without blanks around them; None where there is none (None, NaN, blank)."""
-    values = pd.Series(labels, dtype=object)
-    if isinstance(feature, ClassLabel):
-        return values.map(dict(enumerate(feature.names)))
-    names = values.dropna().map(str).str.strip().str.replace(r"^(-?\d+)\.0+$", r"\1", regex=True)
-    return names[names != ""].reindex(values.index)
 
 
 def hash_texts(texts: list[str | None]) -> np.ndarray:
@@ -159,21 +97,6 @@ def hash_texts(texts: list[str | None]) -> np.ndarray:
 
 def _hash_column(dataset: Dataset) -> np.ndarray:
     return np.concatenate([hash_texts([]), *(hash_texts(batch["text"]) for batch in dataset.iter(batch_size=1000))])
-
-
-def _order_names(labels: pd.Series, feature: ClassLabel | Value) -> list[str]:
-    names = sorted(set(labels.dropna()))
-    if isinstance(feature, ClassLabel):
-        return list(dict.fromkeys([*feature.names, *names]))
-    numbers = pd.to_numeric(pd.Series(names, index=names, dtype=object), errors="coerce")
-    if (numbers % 1 > 0).any() or len(names) > len(labels) / 2:
-        raise ValueError(
-            f"There are {len(names):,} labels in {len(labels):,} rows, such as {max(names, key=len)}; expected classes "
-            "that recur, and no fractions. Name another label_column."
-        )
-    if numbers.notna().all():
-        names = [name for name in numbers.sort_values(kind="stable").index if name != "-1"]
-    return names
 
 
 def keep_rows(rows: pd.DataFrame, kept: pd.Series, why_others_go: str) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from peft_helpers.distributed import process_state
 CHECKPOINTING = (
     "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
 )
+
+# What the command line adds to an adapter. With a new adapter they would be out of date.
+RESULTS_FILE, FIGURES = "results.json", ("before_after.png", "training.png", "confusions.png")
 
 
 @contextmanager
@@ -185,3 +189,77 @@ def smaller_batch(per_device_train_batch_size: int, gradient_accumulation_steps:
     quarter = max(1, per_device_train_batch_size // 4)
     size = next(size for size in range(quarter, 0, -1) if per_device_train_batch_size % size == 0)
     return size, gradient_accumulation_steps * per_device_train_batch_size // size
+
+
+@contextmanager
+def replace_folder(folder: str | Path) -> Iterator[Path]:
+    """Give a new folder to write in, and put it in the place of ``folder`` once everything is written.
+
+    Whatever ends the writing early, an error or a kill, leaves the earlier ``folder`` complete. The new one is prepared
+    beside it, under a name that begins with a dot. Files in ``folder`` that the new one lacks are carried over. A
+    symbolic link stays: what it leads to is replaced. Of several processes, what the first one writes is kept.
+
+    Raises:
+        FileExistsError: ``folder`` is a file.
+        OSError: nothing can be written beside ``folder``, or the disk is full; a note says that nothing was changed.
+        ValueError: ``folder`` holds the current folder.
+    """
+    state = process_state()
+    with _replace(Path(folder).resolve()) if state.is_main_process else tempfile.TemporaryDirectory() as new:
+        yield Path(new)
+    state.wait_for_everyone()
+
+
+@contextmanager
+def _replace(folder: Path) -> Iterator[Path]:
+    check_place(folder)
+    finish_replacing(folder)
+    new, old = _siblings(folder)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except BaseException as error:
+        if new.exists():  # else it is in its place, and the interrupt came right after
+            if old.exists():
+                old.rename(folder)
+            shutil.rmtree(new, ignore_errors=True)
+            error.add_note(f"{folder} is as it was before.")
+        raise
+    _carry_over(old, folder)
+
+
+def _siblings(folder: Path) -> tuple[Path, Path]:
+    return folder.with_name(f".{folder.name}.saving"), folder.with_name(f".{folder.name}.replaced")
+
+
+def finish_replacing(folder: Path) -> None:
+    """Complete what a kill interrupted: between the two renames, before them, or while carrying over."""
+    new, old = _siblings(folder)
+    if old.exists() and not folder.exists():
+        (new if new.exists() else old).rename(folder)  # what was being saved is complete by then
+    shutil.rmtree(new, ignore_errors=True)
+    _carry_over(old, folder)
+
+
+def _carry_over(old: Path, folder: Path) -> None:
+    for path in old.iterdir() if old.exists() else ():
+        if not (folder / path.name).exists() and path.name not in (RESULTS_FILE, *FIGURES):
+            path.rename(folder / path.name)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def check_place(folder: Path) -> None:
+    """Check that ``folder`` can be replaced: see `replace_folder`, which raises the same."""
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"output_dir is {str(folder)!r}, which is a file; choose a folder.")
+    if Path.cwd().is_relative_to(folder):
+        raise ValueError(f"output_dir is {str(folder)!r}, which holds the current folder; choose one inside it.")
+    place = next(parent for parent in folder.parents if parent.exists())
+    try:
+        tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=place).cleanup()
+    except OSError as error:
+        error.add_note(f"An adapter for {folder} is prepared beside it: make {place} writable, or choose another.")
+        raise

@@ -20,11 +20,12 @@ from transformers import (
 )
 from transformers.trainer_utils import PredictionOutput
 
-from peft_helpers.adapter_checks import check_adapter
-from peft_helpers.adapters import RUN_FILE, check_output_dir, describe_adapter, replace_folder
+from peft_helpers.adapters import RUN_FILE, check_output_dir, describe_adapter
+from peft_helpers.analysis.adapter_checks import check_adapter
+from peft_helpers.analysis.model_card import save_model_card
 from peft_helpers.arguments import Arguments
 from peft_helpers.distributed import best_device
-from peft_helpers.interruptions import guard_training
+from peft_helpers.interruptions import guard_training, replace_folder
 from peft_helpers.metrics import assert_same_predictions
 from peft_helpers.modeling import Task, check_model, load_model, lora_arguments, prepare_model
 from peft_helpers.tokenization import check_texts
@@ -92,7 +93,8 @@ def run(
     with _timed(seconds, "save"), replace_folder(args.training.output_dir) as folder:
         peft_model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        describe_adapter(peft_model, args, untuned, tuned, folder)
+        describe_adapter(peft_model, args, folder)
+        save_model_card(peft_model, args, untuned, tuned, folder)
     with _timed(seconds, "reload and evaluate"):
         reloaded_model, reloaded_tokenizer = load_adapter(args.training.output_dir, task, label_names)
         test = task.tokenize(DatasetDict(test=dataset["test"]), reloaded_tokenizer)["test"]

@@ -14,10 +14,11 @@ from datasets import Dataset, DatasetDict
 from sklearn.dummy import DummyClassifier
 from transformers import EvalPrediction
 
-from peft_helpers.adapters import FIGURES, RESULTS_FILE, adapter_size
+from peft_helpers.adapters import adapter_size
 from peft_helpers.analysis.plots import plot_before_after, plot_confusions, plot_training, save_figure
 from peft_helpers.analysis.significance import accuracy_interval, check_same_examples, compare_paired, f1_interval
 from peft_helpers.distributed import best_device
+from peft_helpers.interruptions import FIGURES, RESULTS_FILE
 from peft_helpers.metrics import METRIC_NAMES, compute_metrics, predicted_labels, report_per_class
 
 if TYPE_CHECKING:  # `pipeline` may import this module

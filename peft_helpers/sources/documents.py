@@ -7,7 +7,8 @@ import pandas as pd
 from datasets import Dataset, DatasetDict
 
 from peft_helpers.arguments import BBC_NEWS, Arguments
-from peft_helpers.data import carve_missing_splits, find_text_column, keep_rows, rename_splits
+from peft_helpers.columns import find_text_column
+from peft_helpers.data import carve_missing_splits, keep_rows, rename_splits
 from peft_helpers.sources.bbc_news import load_bbc_topic
 from peft_helpers.sources.files import extension, load_raw, read_lines
 

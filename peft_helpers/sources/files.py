@@ -15,7 +15,8 @@ from datasets import Dataset, DatasetDict, Features, IterableDatasetDict, Value,
 from datasets.exceptions import DatasetGenerationError
 
 from peft_helpers.arguments import BBC_NEWS, Arguments, DataArguments
-from peft_helpers.data import SPLIT_NAMES, find_text_column, prepare_splits, read_rows
+from peft_helpers.columns import find_text_column
+from peft_helpers.data import SPLIT_NAMES, prepare_splits, read_rows
 from peft_helpers.distributed import main_process_first
 from peft_helpers.sources.bbc_news import load_bbc_news
 from peft_helpers.sources.streaming import prepare_stream

@@ -4,7 +4,8 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 
 from peft_helpers.arguments import Arguments
-from peft_helpers.data import find_columns, hash_texts, name_labels, prepare_splits, rename_splits
+from peft_helpers.columns import find_columns, name_labels
+from peft_helpers.data import hash_texts, prepare_splits, rename_splits
 
 EVAL_SAMPLES = 2_000  # of validation and of test, unless max_eval_samples says otherwise
 CHECKED_EXAMPLES = 5_000  # of train: by these, columns and labels are found, and missing splits carved

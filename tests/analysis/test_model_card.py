@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from transformers.trainer_utils import PredictionOutput
 
 import peft_helpers as helpers
-from peft_helpers.model_card import make_card
+from peft_helpers.analysis.model_card import make_card
 
 TEXTS = ["a fine film", "bad", "what a sad, cold and tired story", ""]
 UNTUNED = {"test_accuracy": 0.6, "test_f1": 0.58333, "test_loss": 0.7, "test_examples": 1234}

@@ -1,0 +1,95 @@
+"""The adapter's model card, from ``model_card.md``."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from peft import PeftModel
+from transformers.trainer_utils import PredictionOutput
+
+from peft_helpers.adapters import ADAPTER_CONFIG
+from peft_helpers.arguments import BBC_NEWS, TINY_GPT2, Arguments
+
+TEMPLATE = Path(__file__).with_name("model_card.md")
+_TERMS = {BBC_NEWS: ": BBC News, for research and non-commercial use (D. Greene and P. Cunningham, ICML 2006)"}
+_SCORES = {"accuracy": "accuracy", "f1": "F1 (macro)", "perplexity": "perplexity"}
+_METHOD = {"peft_type": "PEFT type", "r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout",
+           "target_modules": "target modules"}  # fmt: skip
+
+
+def save_model_card(
+    peft_model: PeftModel, args: Arguments, untuned: PredictionOutput, tuned: PredictionOutput, folder: str | Path
+) -> None:
+    """Write the model card, ``README.md``, in place of the empty template that ``save_pretrained`` leaves there.
+
+    It says what the adapter is, how it was made, what it scores, and how to load it without this package.
+
+    Args:
+        peft_model: the trained model, whose configuration names the labels.
+        args: the run that made it.
+        untuned: output of `predict` before fine-tuning.
+        tuned: the same after it, on the same examples.
+        folder: the adapter's, with its ``adapter_config.json``.
+    """
+    config = json.loads(Path(folder, ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    is_classifier = config["task_type"] == "SEQ_CLS"
+    labels = [f"`{name}`" for _, name in sorted(peft_model.config.id2label.items())] if is_classifier else []
+    metrics = {name: _SCORES[name] for name in _SCORES if f"test_{name}" in tuned.metrics}
+    trained, total = peft_model.get_nb_trainable_parameters()
+    base = args.model.model_name_or_path
+    card = ModelCard.from_template(
+        _describe_to_hub(args, config, {name: tuned.metrics[f"test_{name}"] for name in metrics}),
+        template_path=str(TEMPLATE),
+        base=display_name(base),
+        base_path="peft_helpers/tiny_gpt2" if base == TINY_GPT2 else display_name(base),
+        base_is_local=is_local(base),
+        dataset=display_name(args.data.dataset_name),
+        terms=_TERMS.get(args.data.dataset_name, ""),
+        folder=display_name(args.training.output_dir),
+        auto_class="AutoModelForSequenceClassification" if is_classifier else "AutoModelForCausalLM",
+        labels=labels,
+        trained=trained,
+        total=total,
+        method={name: _as_text(config[field]) for field, name in _METHOD.items() if config.get(field) is not None},
+        examples=tuned.metrics["test_examples"],
+        scores={title: [run.metrics[f"test_{name}"] for run in (untuned, tuned)] for name, title in metrics.items()},
+        training=args.training,
+        max_length=args.data.max_length,
+        versions=", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "datasets")),
+    )
+    card.save(Path(folder, "README.md"))
+
+
+def _describe_to_hub(args: Arguments, config: dict, scores: dict[str, float]) -> ModelCardData:
+    """Return the metadata of the card; a local model or dataset is none that the Hub could link to."""
+    base, dataset = args.model.model_name_or_path, args.data.dataset_name
+    task = "text-classification" if config["task_type"] == "SEQ_CLS" else "text-generation"
+    results = [
+        EvalResult(task_type=task, dataset_type=display_name(dataset), dataset_name=display_name(dataset),
+                   dataset_split="test", metric_type=name, metric_name=_SCORES[name], metric_value=round(value, 4))
+        for name, value in scores.items()
+    ]  # fmt: skip
+    return ModelCardData(
+        base_model=None if is_local(base) else base,
+        datasets=None if is_local(dataset) else dataset,
+        library_name="peft",
+        tags=[config["peft_type"].lower()],
+        pipeline_tag=task,
+        model_name=display_name(args.training.output_dir),
+        eval_results=results,
+    )
+
+
+def _as_text(value: object) -> str:
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def is_local(name: str) -> bool:
+    """Tell whether a model or dataset is a local one."""
+    return name == BBC_NEWS or Path(name).exists() or Path(name).is_absolute() or name.startswith(".")
+
+
+def display_name(name: str) -> str:
+    """Return the name as given, of a local path the last part only: a card has no business with others' folders."""
+    return Path(name).absolute().name if is_local(name) else name

@@ -1,0 +1,87 @@
+"""Which columns have the texts and the labels, and what the labels are called."""
+
+import pandas as pd
+from datasets import ClassLabel, Dataset, Value
+
+
+def find_columns(dataset: Dataset, text_column: str | None, label_column: str | None) -> tuple[str, str]:
+    """Return the names of the text and the label column: those given, else the only candidates.
+
+    A label column is a ``ClassLabel``, else named ``label``, else one in which values recur.
+
+    Raises:
+        ValueError: a named column does not exist or cannot be used, or there is not exactly one candidate.
+    """
+    plain = {name: feature for name, feature in dataset.features.items() if isinstance(feature, ClassLabel | Value)}
+    candidates = [name for name, feature in plain.items() if isinstance(feature, ClassLabel)]
+    candidates = candidates or [name for name in plain if name == "label"]
+    candidates = candidates or [name for name in plain if _recurs(_probe(dataset, name))]
+    label_column = _choose("label_column", "with one label a row", label_column, candidates, [*plain], dataset)
+    return find_text_column(dataset, text_column, label_column), label_column
+
+
+def find_text_column(dataset: Dataset, text_column: str | None = None, label_column: str | None = None) -> str:
+    """Return the column with the texts: the one given, else ``text``, else the only one of strings.
+
+    Where there are several, those whose values recur or are numbers, which a csv has as strings, do not count.
+
+    Raises:
+        ValueError: as for `find_columns`.
+    """
+    kinds = ("string", "large_string", "string_view")  # pandas and polars write the other two
+    strings = [name for name, feature in dataset.features.items() if getattr(feature, "dtype", None) in kinds]
+    candidates = ["text"] if "text" in strings else [name for name in strings if name != label_column]
+    if len(candidates) > 1:
+        probes = {name: _probe(dataset, name) for name in candidates}
+        numeric = {name for name, values in probes.items() if pd.to_numeric(values, errors="coerce").notna().all()}
+        candidates = [name for name, values in probes.items() if name not in numeric and not _recurs(values)]
+    return _choose("text_column", "of strings", text_column, candidates, strings, dataset)
+
+
+def _probe(dataset: Dataset, column: str) -> pd.Series:
+    return pd.Series(dataset.select_columns(column)[:10_000][column], dtype=object)
+
+
+def _recurs(values: pd.Series) -> bool:
+    return values.nunique() <= len(values) // 2
+
+
+def _choose(
+    option: str, kind: str, given: str | None, candidates: list[str], suitable: list[str], dataset: Dataset
+) -> str:
+    found = candidates if given is None else [given]
+    if len(found) != 1 or found[0] not in suitable:
+        columns = ", ".join(f"{name}: {getattr(f, 'dtype', f)}" for name, f in dataset.features.items())
+        raise ValueError(
+            f"Name the {option}: expected one column {kind}, found {found or 'none'}; the columns are {columns}."
+        )
+    return found[0]
+
+
+def name_labels(labels: list, feature: ClassLabel | Value) -> pd.Series:
+    """Return the labels' names, without blanks around them; None where there is none (None, NaN, blank)."""
+    values = pd.Series(labels, dtype=object)
+    if isinstance(feature, ClassLabel):
+        return values.map(dict(enumerate(feature.names)))
+    names = values.dropna().map(str).str.strip().str.replace(r"^(-?\d+)\.0+$", r"\1", regex=True)
+    return names[names != ""].reindex(values.index)
+
+
+def order_names(labels: pd.Series, feature: ClassLabel | Value) -> list[str]:
+    """Return the names of the labels in the order of their numbers: as the data have it, else sorted.
+
+    Raises:
+        ValueError: there are fractions among them, or so many labels that they cannot be classes.
+    """
+    names = sorted(set(labels.dropna()))
+    if isinstance(feature, ClassLabel):
+        return list(dict.fromkeys([*feature.names, *names]))
+    numbers = pd.to_numeric(pd.Series(names, index=names, dtype=object), errors="coerce")
+    if (numbers % 1 > 0).any() or len(names) > len(labels) / 2:
+        raise ValueError(
+            f"There are {len(names):,} labels in {len(labels):,} rows, such as {max(names, key=len)}; expected classes "
+            "that recur, and no fractions. Name another label_column."
+        )
+    if numbers.notna().all():
+        names = [name for name in numbers.sort_values(kind="stable").index if name != "-1"]
+    return names
