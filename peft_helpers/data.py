@@ -2,7 +2,16 @@
 
 import numpy as np
 import pandas as pd
-from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value, concatenate_datasets
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    IterableDataset,
+    IterableDatasetDict,
+    Value,
+    concatenate_datasets,
+)
 
 from peft_helpers.arguments import Arguments
 
@@ -22,6 +31,8 @@ def prepare_splits(raw: DatasetDict, args: Arguments) -> DatasetDict:
         ValueError: a column cannot be found or used, a split is empty, there is one label only, or a label to be tested
             on never occurs in train.
     """
+    if isinstance(raw, IterableDatasetDict):
+        raise ValueError("A streamed dataset has no tables to split; use prepare_stream, or leave out --streaming.")
     dataset, rows = read_rows(rename_splits(raw), args.data.text_column, args.data.label_column)
     rows = carve_missing_splits(rows, args.data.max_train_samples, args.training.seed)
     rank = rows["split"].map({"test": 0, "validation": 1, "train": 2})
@@ -103,7 +114,8 @@ def find_text_column(dataset: Dataset, text_column: str | None = None, label_col
     """
     kinds = ("string", "large_string", "string_view")  # pandas and polars write the other two
     strings = [name for name, feature in dataset.features.items() if getattr(feature, "dtype", None) in kinds]
-    candidates = ["text"] if "text" in strings else [name for name in strings if name != label_column]
+    strings = [name for name in strings if name != label_column]
+    candidates = ["text"] if "text" in strings else strings
     if len(candidates) > 1:
         probes = {name: _probe(dataset, name) for name in candidates}
         numeric = {name for name, values in probes.items() if pd.to_numeric(values, errors="coerce").notna().all()}

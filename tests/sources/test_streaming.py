@@ -18,6 +18,7 @@ from peft_helpers import (
     make_arguments,
     make_trainer,
     predict,
+    prepare_splits,
     tokenize_splits,
 )
 from peft_helpers.modeling import load_model
@@ -137,6 +138,12 @@ def test_examples_without_text_or_label_and_texts_of_other_splits_are_left_out(s
 def test_a_stream_that_cannot_be_trained_on_is_refused(streamed, splits, changes, message):
     with pytest.raises(ValueError, match=message):
         prepare_stream(stream(**splits), streamed.replace(**changes))
+
+
+@pytest.mark.reliability("bad input")
+def test_prepare_splits_refuses_a_stream(streamed):
+    with pytest.raises(ValueError, match="use prepare_stream, or leave out --streaming"):
+        prepare_splits(stream(train=rows(40)), streamed)
 
 
 def test_a_file_is_streamed_as_it_would_be_loaded(tmp_path, streamed):
