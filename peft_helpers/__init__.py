@@ -14,42 +14,42 @@ from typing import TYPE_CHECKING
 # once where no library is needed.
 if TYPE_CHECKING:
     from peft_helpers.adapter_checks import check_adapter
-    from peft_helpers.adapters import adapter_size, check_output_dir, describe_adapter, list_files, replace_folder
+    from peft_helpers.adapters import adapter_size, check_output_dir, describe_adapter, replace_folder
     from peft_helpers.analysis.errors import most_confident_errors
     from peft_helpers.analysis.plots import (
         plot_before_after,
         plot_class_balance,
         plot_confusions,
         plot_methods,
-        plot_perplexity,
         plot_token_lengths,
         plot_training,
     )
     from peft_helpers.analysis.report import (
         compare_per_class,
         describe_environment,
+        describe_evaluation,
+        describe_run,
         format_comparison,
         majority_class,
+        save_results,
     )
-    from peft_helpers.app.notebook import keep_output_clean
-    from peft_helpers.app.profiles import parse_arguments
-    from peft_helpers.app.requirements import check_requirements
+    from peft_helpers.app.notebook import check_requirements, keep_output_clean
+    from peft_helpers.app.profiles import check_run, choose_texts, parse_arguments
     from peft_helpers.arguments import BBC_NEWS, Arguments
     from peft_helpers.comparison.baselines import run_baselines
-    from peft_helpers.comparison.runner import plan_comparison, run_methods
+    from peft_helpers.comparison.runner import compare_methods, plan_comparison, run_methods
     from peft_helpers.comparison.tables import (
         compare_methods_to,
-        compare_sizes,
         describe_methods,
         format_methods,
         summarize_methods,
     )
-    from peft_helpers.data import count_classes, prepare_splits
+    from peft_helpers.data import prepare_splits
     from peft_helpers.interruptions import guard_training
-    from peft_helpers.language_modeling.generation import first_words, generate_texts
+    from peft_helpers.language_modeling.generation import generate_texts
     from peft_helpers.language_modeling.task import (
         LANGUAGE_MODELING,
-        compare_perplexity,
+        generate_examples,
         plan_language_modeling,
     )
     from peft_helpers.metrics import (
@@ -67,10 +67,10 @@ if TYPE_CHECKING:
         quantization_config,
         quantization_problem,
     )
-    from peft_helpers.pipeline import classify_texts, load_adapter, reload_arguments, run
+    from peft_helpers.pipeline import classify_texts, load_adapter, load_recipe, reload_arguments, run
     from peft_helpers.sources.bbc_news import load_bbc_news
     from peft_helpers.sources.documents import load_documents
-    from peft_helpers.sources.files import dataset_arguments, load_splits
+    from peft_helpers.sources.files import dataset_arguments, load_labelled_examples, load_splits, load_texts
     from peft_helpers.submission.checklist import check_submission
     from peft_helpers.submission.package import package_submission
     from peft_helpers.tokenization import tokenize_dataset, tokenize_splits

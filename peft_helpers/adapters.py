@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-import pandas as pd
 from peft import PeftModel
 from transformers.trainer_utils import PredictionOutput
 
@@ -173,13 +172,6 @@ def describe_adapter(
     config = {name: sorted(value) if isinstance(value, list) else value for name, value in config.items()}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     make_card(peft_model, args, untuned.metrics, tuned.metrics, config).save(Path(folder, "README.md"))
-
-
-def list_files(adapter_dir: str | Path) -> pd.DataFrame:
-    """Return the files of ``adapter_dir`` with their sizes in MB (10^6 bytes)."""
-    files = sorted(path for path in Path(adapter_dir).rglob("*") if path.is_file())
-    sizes = [path.stat().st_size / 1e6 for path in files]
-    return pd.DataFrame({"file": [path.relative_to(adapter_dir).as_posix() for path in files], "MB": sizes})
 
 
 def adapter_size(adapter_dir: str | Path) -> float:

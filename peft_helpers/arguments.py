@@ -16,18 +16,12 @@ try:
 except ValueError:  # on another drive of Windows
     TINY_GPT2 = _TINY_GPT2.as_posix()
 
+_NOT_ALWAYS_POSITIVE = ("lora_dropout", "seed", "max_steps")
 COMPARISON_METHODS = ["head-only", "ln-tuning", "ia3", "lora-r8", "dora", "lora-all-linear", "qlora", "full"]
 
 
 def _option(default, text: str):
     return field(default=default, metadata={"help": text})
-
-
-def _check_positive(options: object, *names: str) -> None:
-    for name in names:
-        value = getattr(options, name)
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} is {value}; it must be greater than 0.")
 
 
 @dataclass(frozen=True)
@@ -69,7 +63,6 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
-        _check_positive(self, "max_length", "max_train_samples", "max_eval_samples")
         if self.streaming and self.max_train_samples is not None:
             raise ValueError("streaming takes no --max_train_samples; --max_steps says how much is trained on.")
         if self.streaming and self.dataset_name == BBC_NEWS:
@@ -90,7 +83,6 @@ class LoraArguments:
     lora_dropout: float = _option(0.0, "dropout on the input of the LoRA matrices; takes time on a CPU")
 
     def __post_init__(self) -> None:
-        _check_positive(self, "lora_r", "lora_alpha")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout is {self.lora_dropout}; it must be at least 0 and below 1.")
 
@@ -114,8 +106,6 @@ class TrainingOptions:
     overwrite_output_dir: bool = _option(False, "replace the adapter of another run in output_dir")
 
     def __post_init__(self) -> None:
-        _check_positive(self, "learning_rate", "num_train_epochs", "per_device_train_batch_size",
-                        "per_device_eval_batch_size", "gradient_accumulation_steps")  # fmt: skip
         if self.max_steps in (0, 1):
             raise ValueError(
                 f"max_steps is {self.max_steps}; it must be at least 2: the first has a learning rate of 0."
@@ -140,9 +130,6 @@ class ComparisonArguments:
         "method_comparison.jsonl", "file that keeps the results: an interrupted comparison goes on from it"
     )
 
-    def __post_init__(self) -> None:
-        _check_positive(self, "comparison_steps", "comparison_seeds")
-
 
 @dataclass(frozen=True)
 class LanguageModelingArguments:
@@ -165,9 +152,6 @@ class LanguageModelingArguments:
         None, "subset of the validation and of the test blocks (default: max_eval_samples)"
     )
 
-    def __post_init__(self) -> None:
-        _check_positive(self, "block_size", "lm_learning_rate", "lm_num_train_epochs", "lm_max_eval_samples")
-
 
 @dataclass(frozen=True)
 class Arguments:
@@ -182,6 +166,9 @@ class Arguments:
     profile: str = "auto"
 
     def __post_init__(self) -> None:
+        for name, value in self.describe().items():
+            if name not in _NOT_ALWAYS_POSITIVE and type(value) in (int, float) and not value > 0:
+                raise ValueError(f"{name} is {value}; it must be greater than 0.")
         if self.data.streaming and self.training.max_steps < 0:
             raise ValueError("streaming needs --max_steps: the end of a stream is not known before it is reached.")
 

@@ -236,10 +236,3 @@ def _check_labels(splits: dict[str, pd.Series], label_names: list[str]) -> None:
             f"Validation or test has the labels {sorted(unknown)}, which train lacks (its {counts['train']:,} rows "
             f"have {sorted(names['train'])}); correct those rows, or take more of train."
         )
-
-
-def count_classes(dataset: DatasetDict) -> pd.DataFrame:
-    """Return the number of rows of each label (rows of the table) in each split (columns)."""
-    names = dataset["train"].features["label"].names
-    counts = {name: np.bincount(rows["label"][:], minlength=len(names)) for name, rows in dataset.items()}
-    return pd.DataFrame(counts, index=names)

@@ -61,13 +61,19 @@ def guard_training(trainer: Trainer) -> Iterator[str | None]:
 
 
 def find_checkpoint(folder: Path) -> str | None:
-    """Return the last complete checkpoint in ``folder``, or None; those that a kill left half-written are removed."""
+    """Return the last checkpoint in ``folder`` that training can go on from, or None.
+
+    Those after it are removed: half-written when the run was killed, or with no step left, where the Trainer would take
+    one more.
+    """
     while (checkpoint := get_last_checkpoint(folder) if folder.is_dir() else None) is not None:
         try:
-            TrainerState.load_from_json(Path(checkpoint, "trainer_state.json"))  # the last file to be written
-            return checkpoint
-        except (OSError, ValueError, TypeError):
-            shutil.rmtree(checkpoint)
+            state = TrainerState.load_from_json(Path(checkpoint, "trainer_state.json"))  # the last file to be written
+            if not state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
+                return checkpoint
+        except (OSError, ValueError, TypeError, KeyError):
+            pass
+        shutil.rmtree(checkpoint)
     return None
 
 
@@ -94,7 +100,7 @@ class StopAtInterrupt(TrainerCallback):
         """Stop if that was asked for; evaluate the model first where that has not happened yet."""
         self.steps += 1
         if self.requested and self.steps > 2:  # transformers' bar in a notebook fails if training ends with step 2
-            control.should_training_stop = control.should_save = True
+            control.should_training_stop = True
             if state.best_global_step is None:
                 control.should_log = control.should_evaluate = True
 
@@ -171,7 +177,7 @@ def _memory_settings(trainer: Trainer, training: bool) -> Iterator[str]:
         yield "--activation_checkpointing (computes activations twice instead of keeping them)"
     if not getattr(trainer.model, "is_loaded_in_4bit", False):
         yield "--load_in_4bit (QLoRA: the frozen weights in 4 bits)"
-    yield "--max_length with fewer tokens (--block_size in language modelling)"
+    yield "--max_length with fewer tokens (--block_size in language modeling)"
 
 
 def smaller_batch(per_device_train_batch_size: int, gradient_accumulation_steps: int) -> tuple[int, int]:

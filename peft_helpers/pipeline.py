@@ -13,7 +13,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -32,6 +31,7 @@ from peft_helpers.tokenization import check_texts
 from peft_helpers.training import CLASSIFICATION, make_arguments, make_trainer, predict
 
 BATCH_SIZE = 32  # texts that are classified at a time
+_NO_ARGUMENTS = ("architectures", "model_type", "transformers_version")  # entries of a config.json that say what it is
 
 
 @dataclass(frozen=True)
@@ -156,16 +156,13 @@ def load_adapter(
 
 
 def reload_arguments(adapter_dir: str | Path) -> dict:
-    """Return the arguments of ``from_pretrained`` for the base model of an adapter, from its ``config.json``.
+    """Return the arguments that `AutoPeftModelForSequenceClassification` or the base model's class loads it with.
 
-    It has the labels, the type, what made the model faster, and the quantization that it was trained on.
+    They are what ``config.json`` in the folder says: the labels, the type, what made the model faster, and the
+    quantization that it was trained on.
     """
-    config = AutoConfig.from_pretrained(adapter_dir)
-    arguments = {"config": config, "dtype": config.dtype, "use_safetensors": True}
-    if quantization := config.to_dict().get("quantization_config"):
-        del config.quantization_config  # else the base model's weights would count as quantized already
-        arguments["quantization_config"] = BitsAndBytesConfig.from_dict(quantization)
-    return arguments
+    arguments = AutoConfig.from_pretrained(adapter_dir).to_diff_dict() | {"use_safetensors": True}
+    return {name: value for name, value in arguments.items() if name not in _NO_ARGUMENTS}
 
 
 def classify_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> pd.DataFrame:

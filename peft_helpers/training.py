@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 
@@ -10,19 +10,18 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset, DatasetDict, IterableDataset
-from torch.utils.data import DataLoader, Sampler
 from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
     EarlyStoppingCallback,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
 )
-from transformers.trainer_utils import PredictionOutput, TrainOutput
+from transformers.trainer_utils import PredictionOutput
 
 from peft_helpers.adapters import save_recipe
 from peft_helpers.arguments import OPTIONS, Arguments, TrainingOptions
+from peft_helpers.batches import LengthTrainer, longest_first
 from peft_helpers.distributed import compute_dtype, process_state, report_idle_gpus
 from peft_helpers.interruptions import check_space, explain_out_of_memory
 from peft_helpers.metrics import compute_metrics_and_loss
@@ -30,9 +29,6 @@ from peft_helpers.modeling import Task
 from peft_helpers.tokenization import tokenize_splits
 
 PATIENCE = 8  # evaluations without a better validation score; there are ten in a run
-JITTER = 0.05  # of a length: enough that long examples too, which seldom share a length, have new neighbors each epoch
-# Tokens of a batch in evaluation, padding included: where the rate of a CPU, or of a GPU, stops rising.
-EVALUATION_TOKENS = {"cpu": 2_048, "cuda": 32_768}
 CLASSIFICATION = Task(
     task_type="SEQ_CLS",
     auto_class=AutoModelForSequenceClassification,
@@ -61,6 +57,7 @@ class TrainingArguments(TrainingOptions, transformers.TrainingArguments):
     ddp_find_unused_parameters: bool = False  # with several processes: every weight that is trained has a gradient
     report_to: str = "none"
     disable_tqdm: bool = False
+    log_level_replica: str = "error"
     bf16: bool | None = None
     fp16: bool | None = None
 
@@ -95,79 +92,6 @@ def make_arguments(**options) -> Arguments:
     return Arguments(*made, options.get("profile", "auto"))
 
 
-class LengthSampler(Sampler[int]):
-    """Yields numbers of examples so that each ``batch_size`` of them in turn are of similar length, in random order.
-
-    The Trainer's own ``group_by_length`` leaves more padding where examples are few: with 512 of SST-2 in batches of 16
-    it computes on 80 % real tokens, this on 93 %. The longest batch comes first: if it does not fit into memory, that
-    shows at once. The order depends on ``seed`` and ``epoch()`` alone: a resumed run has that of the run it resumes.
-    """
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int, epoch: Callable[[], int]):
-        self.lengths, self.batch_size, self.seed, self.epoch = np.asarray(lengths), batch_size, seed, epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = np.random.default_rng([self.seed, self.epoch()])
-        noise = generator.uniform(-JITTER, JITTER, len(self.lengths))  # below 1 / JITTER tokens it only breaks ties
-        order = np.argsort(self.lengths * (1 + noise))[::-1]
-        whole = len(order) // self.batch_size * self.batch_size
-        batches = order[:whole].reshape(-1, self.batch_size)
-        batches[1:] = generator.permutation(batches[1:])
-        yield from np.concatenate([batches.ravel(), order[whole:]]).tolist()
-
-
-def batch_by_tokens(lengths: list[int], max_tokens: int, max_rows: int) -> list[list[int]]:
-    """Return batches of examples that follow each other, at most ``max_tokens`` once padded; one alone may have more."""
-    batches, longest = [[]], 0
-    for number, length in enumerate(lengths):
-        longest, count = max(longest, length), len(batches[-1]) + 1
-        if count > 1 and (count > max_rows or count * longest > max_tokens):
-            batches.append([])
-            longest = length
-        batches[-1].append(number)
-    return batches
-
-
-class LengthTrainer(Trainer):
-    """A Trainer for datasets with a column ``length``: batches of similar length, in evaluation of similar tokens."""
-
-    def train(self, *args, **kwargs) -> TrainOutput:
-        """Train as `Trainer.train` does, on the gradients of all processes, even a model that was evaluated before."""
-        # Accelerate marks a model that it has prepared for evaluation and does not prepare it for training then: each
-        # process would follow its own gradients, unnoticed.
-        # https://github.com/huggingface/accelerate/blob/v1.15.0/src/accelerate/accelerator.py, prepare_model
-        for module in self.model.modules():
-            vars(module).pop("_is_accelerate_prepared", None)
-        return super().train(*args, **kwargs)
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
-        # Of the dataset as it was passed in: the one here has lost the columns that the model does not know.
-        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size  # of an update
-        lengths = self.train_dataset["length"][:]
-        return LengthSampler(lengths, rows, self.args.seed, lambda: math.floor(self.state.epoch or 0))
-
-    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
-        """Return the batches of ``eval_dataset``, by default of the dataset that the Trainer was made with."""
-        return self.get_test_dataloader(self.eval_dataset if eval_dataset is None else eval_dataset)
-
-    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
-        """Return the batches of ``test_dataset`` in its order: by tokens, or by rows where processes share them."""
-        if self.args.world_size > 1:
-            return super().get_test_dataloader(test_dataset)
-        tokens = EVALUATION_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
-        batches = batch_by_tokens(test_dataset["length"][:], tokens, self.args.eval_batch_size)
-        dataset = self._remove_unused_columns(test_dataset, "test")
-        return self.accelerator.prepare(DataLoader(dataset, batch_sampler=batches, collate_fn=self.data_collator))
-
-
-def longest_first(dataset: Dataset) -> np.ndarray:
-    """Return the numbers of the examples in descending order of ``length``."""
-    return np.argsort(dataset["length"][:], kind="stable")[::-1]
-
-
 def make_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -190,7 +114,7 @@ def make_trainer(
     check_space(args.training.output_dir, model, args.training.save_total_limit + 1)  # one more while it is written
     save_recipe(args, args.training.output_dir)  # beside the checkpoints: another run is told from this one
     stream = {"accelerator_config": {"dispatch_batches": False}} if isinstance(train, IterableDataset) else {}
-    trainer = LengthTrainer(
+    return LengthTrainer(
         model=model,
         args=replace(
             args.training,
@@ -205,10 +129,6 @@ def make_trainer(
         compute_metrics=task.compute_metrics,
         callbacks=[EarlyStoppingCallback(PATIENCE)],
     )
-    # GPT-2's loss is a mean over the batch, though its forward takes any keyword: without this, nobody divides it by
-    # gradient_accumulation_steps (transformers issue 47688).
-    trainer.model_accepts_loss_kwargs = False
-    return trainer
 
 
 def _check_steps(train: Dataset | IterableDataset, args: TrainingArguments) -> None:
@@ -234,7 +154,7 @@ def predict(
 
     Batches are length-grouped, which saves padding, the longest first, so that a batch too large for the memory fails
     at once; the order is then restored. ``metrics`` has those of ``task``, prefixed with ``test_``, and the time it
-    took. For a task without metrics, only ``test_loss`` is computed and ``predictions`` is None.
+    took. For a task without metrics, ``predictions`` is None and there are ``test_loss`` and ``test_perplexity`` only.
 
     Raises:
         MemoryError: memory ran out; see `explain_out_of_memory`.
@@ -261,6 +181,7 @@ def predict(
             output = trainer.predict(dataset.select(order))
     output.metrics["test_examples"] = len(order)
     if output.predictions is None:
+        output.metrics["test_perplexity"] = float(np.exp(output.metrics["test_loss"]))
         return output
     back = np.argsort(order)
     return PredictionOutput(output.predictions[back], output.label_ids[back], output.metrics)

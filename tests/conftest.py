@@ -153,8 +153,7 @@ def processor(request, monkeypatch):
     return request.param
 
 
-@pytest.fixture
-def raw() -> DatasetDict:
+def make_raw() -> DatasetDict:
     """Train, validation and test with texts that differ, also in length, and labels as strings."""
     rows = [(text, "positive") for text in GOOD] + [(text, "negative") for text in BAD]
 
@@ -163,6 +162,11 @@ def raw() -> DatasetDict:
         return Dataset.from_dict({"text": [text for text, _ in chosen], "label": [label for _, label in chosen]})
 
     return DatasetDict(train=split("abcd"), validation=split("e"), test=split("fg"))
+
+
+@pytest.fixture
+def raw() -> DatasetDict:
+    return make_raw()
 
 
 @pytest.fixture

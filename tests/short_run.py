@@ -12,7 +12,6 @@ from transformers import TrainerCallback
 
 import peft_helpers as helpers
 from peft_helpers import distributed
-from peft_helpers.pipeline import run
 
 
 class Kill(TrainerCallback):
@@ -23,7 +22,8 @@ class Kill(TrainerCallback):
 
 def main() -> None:
     distributed.start_processes()
-    result = run(helpers.parse_arguments(), callbacks=[Kill()] if len(sys.argv) > 1 else [])
+    args = helpers.parse_arguments()
+    result = helpers.run(helpers.load_splits(args), args, callbacks=[Kill()] if len(sys.argv) > 1 else [])
     found = {"metrics": helpers.compute_metrics(result.tuned), "log_history": result.log_history}
     found |= {"processes": distributed.process_state().num_processes}
     found |= {"logits": result.tuned.predictions.tolist(), "label_ids": result.tuned.label_ids.tolist()}

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import LABELS
 from peft import AutoPeftModelForSequenceClassification, IA3Config, LoraConfig, get_peft_model
-from transformers import AutoTokenizer, BertConfig, GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoTokenizer, BertConfig, GPT2Config, GPT2LMHeadModel
 
-import peft_helpers as helpers
-from peft_helpers.adapter_checks import check_adapter
+from peft_helpers import check_adapter, reload_arguments
 
-LABELS = ["negative", "positive"]
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -38,7 +37,7 @@ def change(path: Path, **entries) -> None:
 def load(folder: Path):
     """The notebook's cell "Loading the saved adapter"."""
     AutoTokenizer.from_pretrained(folder)
-    return AutoPeftModelForSequenceClassification.from_pretrained(folder, **helpers.saved_classifier_arguments(folder))
+    return AutoPeftModelForSequenceClassification.from_pretrained(folder, **reload_arguments(folder))
 
 
 def test_an_adapter_just_saved_passes(adapter, check):
@@ -62,9 +61,7 @@ def test_adapters_of_other_methods_pass(model, tokenizer, args, check, peft_conf
 
 @pytest.mark.reliability("bad input")
 def test_a_missing_folder(check, args):
-    with pytest.raises(
-        FileNotFoundError, match=rf"'{args.training.output_dir}', found nothing; run the cell that saves it"
-    ):
+    with pytest.raises(FileNotFoundError, match=rf"'{args.training.output_dir}', found nothing; save an adapter there"):
         check()
 
 
@@ -89,21 +86,21 @@ def test_a_missing_file(adapter, check, name):
 @pytest.mark.parametrize("name", ["adapter_config.json", "config.json", "tokenizer_config.json"])
 def test_half_a_json_file(adapter, check, name):
     (adapter / name).write_bytes((adapter / name).read_bytes()[:-20])
-    with pytest.raises(ValueError, match=rf"{re.escape(name)} is no valid JSON \(.*line \d+.*; copy or save"):
+    with pytest.raises(ValueError, match=rf"{re.escape(name)} is no JSON object \(.*line \d+.*; copy the folder"):
         check()
 
 
 @pytest.mark.reliability("bad input")
 def test_json_that_is_no_object(adapter, check):
-    (adapter / "config.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"config\.json holds a list, expected a JSON object"):
+    (adapter / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"config\.json is no JSON object"):
         check()
 
 
 @pytest.mark.reliability("fault")
 def test_half_a_tokenizer(adapter, check):
     (adapter / "tokenizer.json").write_bytes((adapter / "tokenizer.json").read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"The tokenizer in .* cannot be read .*copy or save it again"):
+    with pytest.raises(ValueError, match=r"the tokenizer in .* cannot be read .*copy the folder again"):
         check()
 
 
@@ -122,7 +119,7 @@ def test_half_a_tokenizer(adapter, check):
 def test_weights_that_are_not_whole(adapter, check, broken):
     content = broken((adapter / WEIGHTS).read_bytes())
     (adapter / WEIGHTS).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{len(content):,} bytes, is no whole safetensors file \(.*Copy or save"):
+    with pytest.raises(ValueError, match=rf"{len(content):,} bytes, is no complete safetensors file \(.*; copy the"):
         check()
 
 
@@ -136,16 +133,9 @@ def test_another_base_model(adapter, check, args, found):
 
 
 @pytest.mark.reliability("bad input")
-@pytest.mark.parametrize(
-    ("labels", "difference"),
-    [
-        (["negative", "neutral", "positive"], "2 labels, expected 3"),
-        (["positive", "negative"], "the expected labels in another order"),
-        (["bad", "good"], "labels of other names"),
-    ],
-)
-def test_other_labels(adapter, check, labels, difference):
-    expected = f"has {difference}: found {LABELS}, expected {labels}. Evaluate it on the data set that it was trained"
+@pytest.mark.parametrize("labels", [["negative", "neutral", "positive"], ["positive", "negative"], ["bad", "good"]])
+def test_other_labels(adapter, check, labels):
+    expected = f"has the labels {LABELS}, expected {labels}; use it with the dataset that it was trained on"
     with pytest.raises(ValueError, match=re.escape(expected)):
         check(labels)
 
@@ -154,21 +144,13 @@ def test_other_labels(adapter, check, labels, difference):
 @pytest.mark.parametrize("id2label", [["negative", "positive"], {"zero": "negative"}])
 def test_label_names_that_are_not_numbered(adapter, check, id2label):
     change(adapter / "config.json", id2label=id2label)
-    with pytest.raises(ValueError, match="expected an object of label names by number"):
-        check()
+    with pytest.raises(ValueError, match="cannot be read"):
+        check(None)
 
 
 def test_without_a_data_set_the_folders_own_labels_do(adapter, check):
     change(adapter / "config.json", id2label={"0": "bad", "1": "good"})
     check(None)
-
-
-@pytest.mark.reliability("bad input")
-@pytest.mark.parametrize("id2label", [{}, {"0": 5, "1": "positive"}], ids=["none", "a number"])
-def test_labels_that_are_no_names(adapter, check, id2label):
-    change(adapter / "config.json", id2label=id2label)
-    with pytest.raises(ValueError, match="expected an object of label names by number"):
-        check(None)
 
 
 @pytest.mark.reliability("fault")
@@ -180,17 +162,17 @@ def test_without_a_data_set_the_weights_have_to_fit_the_folders_labels(adapter, 
 
 @pytest.mark.reliability("bad input")
 def test_label_names_that_were_never_set(adapter, check):
-    args = json.loads((adapter / "config.json").read_text())
-    del args["id2label"]
-    (adapter / "config.json").write_text(json.dumps(args))
-    with pytest.raises(ValueError, match=r"found \['LABEL_0', 'LABEL_1'\]"):
+    config = json.loads((adapter / "config.json").read_text())
+    del config["id2label"], config["label2id"]
+    (adapter / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"has the labels \['LABEL_0', 'LABEL_1'\]"):
         check()
 
 
 @pytest.mark.reliability("bad input")
 def test_another_architecture(adapter, check):
     BertConfig(id2label=dict(enumerate(LABELS))).save_pretrained(adapter)
-    with pytest.raises(ValueError, match=r"config\.json is of a 'bert' model, but .* is 'gpt2'"):
+    with pytest.raises(ValueError, match=r"config\.json does not fit the base model: \d+ tensors differ"):
         check()
 
 
@@ -198,7 +180,7 @@ def test_another_architecture(adapter, check):
 @pytest.mark.parametrize("peft_type", ["LORA2030", None, ["LORA"]])
 def test_a_peft_type_that_is_not_known(adapter, check, peft_type):
     change(adapter / "adapter_config.json", peft_type=peft_type)
-    with pytest.raises(ValueError, match=r"which peft \d.* does not know; load it with the version of peft"):
+    with pytest.raises(ValueError, match=r"cannot be put on the base model"):
         check()
 
 
@@ -210,19 +192,23 @@ def test_an_adapter_that_is_no_classifier(adapter, check):
 
 
 @pytest.mark.reliability("bad input")
-@pytest.mark.parametrize(("size", "what"), [({"n_embd": 8}, "width"), ({"n_layer": 1}, "depth"), ({"n_layer": 3}, "")])
-def test_a_base_model_of_another_shape(adapter, args, check, size, what):
+@pytest.mark.parametrize(
+    ("size", "difference"),
+    [
+        ({"n_embd": 8}, "is [2, 16], expected [2, 8]"),
+        ({"n_layer": 1}, "is [48], expected missing"),
+        ({"n_layer": 3}, "is missing, expected [48]"),
+    ],
+    ids=["width", "fewer layers", "more layers"],
+)
+def test_a_base_model_of_another_shape(adapter, args, size, difference):
     shape = GPT2Config.from_pretrained(args.model.model_name_or_path)
     shape.update(size)
     base = adapter.parent / "other_base"
     GPT2LMHeadModel(shape).save_pretrained(base)
-    change(adapter / "adapter_config.json", base_model_name_or_path=str(base), target_modules=".*c_(attn|fc|proj)")
-    expected = {
-        "width": r"lora_A\.weight is \[8, 16\], expected \[8, 8\]",
-        "depth": r"lora_A\.weight is \[8, 16\], expected no such tensor",
-        "": r"lora_A\.weight is missing, expected \[8, 16\]",
-    }[what]
-    with pytest.raises(ValueError, match=rf"\d+ tensors of the adapter do not fit .*{expected}.*load it with its own"):
+    change(adapter / "adapter_config.json", base_model_name_or_path=str(base))
+    expected = rf"config\.json does not fit the base model: \d+ tensors differ, .*{re.escape(difference)}\. Load the"
+    with pytest.raises(ValueError, match=expected):
         check_adapter(adapter, str(base), LABELS)
 
 
@@ -239,7 +225,7 @@ def test_weights_of_another_number_of_labels(adapter, check):
 @pytest.mark.parametrize("entry", [{"r": 4}, {"use_dora": True}])
 def test_weights_that_are_not_those_of_the_config(adapter, check, entry):
     change(adapter / "adapter_config.json", **entry)
-    with pytest.raises(ValueError, match=r"tensors of the adapter do not fit"):
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors does not fit"):
         check()
 
 
@@ -247,7 +233,7 @@ def test_weights_that_are_not_those_of_the_config(adapter, check, entry):
 @pytest.mark.parametrize("entry", [{"target_modules": ["q_proj"]}, {"r": "eight"}, {"r": -1}])
 def test_an_adapter_that_cannot_be_put_on_the_base(adapter, check, entry):
     change(adapter / "adapter_config.json", **entry)
-    with pytest.raises(ValueError, match=r"cannot be put on the base model: .*Load it with the model that it was"):
+    with pytest.raises(ValueError, match=r"cannot be put on the base model \("):
         check()
 
 
@@ -323,9 +309,10 @@ def plant_module(folder: Path, marker: Path) -> None:
 def test_code_of_its_own_is_not_run(adapter, check, marker, name, auto_map):
     plant_module(adapter, marker)
     change(adapter / name, auto_map=auto_map)
-    with pytest.raises(ValueError, match=rf"{re.escape(name)} has auto_map .*planted.*which is never run"):
+    with pytest.raises(ValueError, match=rf"{re.escape(name)} has auto_map .*planted.*, by which loading could"):
         check()
-    load(adapter)  # transformers, too, takes its own classes unless it is told otherwise
+    for kind in (AutoConfig, AutoTokenizer):  # transformers, too, takes its own classes unless it is told otherwise
+        kind.from_pretrained(adapter)
     assert not marker.exists()
 
 
@@ -355,7 +342,7 @@ def test_names_that_lead_elsewhere(adapter, check, marker, field, entries):
 def test_a_tokenizer_file_elsewhere(adapter, check):
     shutil.copy(adapter / "tokenizer.json", adapter.parent / "tokenizer.4.0.json")
     change(adapter / "tokenizer_config.json", fast_tokenizer_files=["../tokenizer.4.0.json"])
-    with pytest.raises(ValueError, match=r"fast_tokenizer_files .*expected only tokenizer\.json in the folder"):
+    with pytest.raises(ValueError, match=r"has fast_tokenizer_files .*, by which"):
         check()
 
 
@@ -374,7 +361,7 @@ def test_links_that_lead_outside(adapter, check, tmp_path, what):
     elif what == "sub":
         outside.mkdir()
     (adapter / what).symlink_to(outside)
-    with pytest.raises(ValueError, match=rf"{re.escape(what)} links to outside the folder; put a copy in place"):
+    with pytest.raises(ValueError, match=rf"{re.escape(what)} links to outside the folder; replace the link by a copy"):
         check()
 
 

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors import SafetensorError
 from transformers import GPT2Config, GPT2ForSequenceClassification
+from transformers.trainer_utils import PredictionOutput
 
-import peft_helpers.adapters as adapters
-from peft_helpers import adapter_size, check_output_dir, list_files, save_run_config
-from peft_helpers.adapters import load_run_config, replace_folder, sort_target_modules
+from peft_helpers import adapter_size, adapters, check_output_dir, describe_adapter, list_files, make_arguments
+from peft_helpers.adapters import replace_folder, save_recipe
 
 
 def test_a_save_leaves_the_results_of_an_earlier_one_behind_but_not_the_users_files(tmp_path):
@@ -32,7 +31,7 @@ def test_a_save_leaves_the_results_of_an_earlier_one_behind_but_not_the_users_fi
 @pytest.fixture
 def saved(peft_model, args):
     peft_model.save_pretrained(args.training.output_dir)
-    save_run_config(args, args.training.output_dir)
+    save_recipe(args, args.training.output_dir)
     return Path(args.training.output_dir)
 
 
@@ -42,9 +41,9 @@ def test_a_new_or_empty_folder_is_fine(args):
     check_output_dir(args)
 
 
-def test_the_same_run_may_save_again(saved, args):
+def test_the_same_recipe_may_save_again(saved, args):
     check_output_dir(args)
-    check_output_dir(args.replace(checkpoint_dir="elsewhere"))
+    check_output_dir(args.replace(comparison_steps=9))
     check_output_dir(
         args.replace(per_device_eval_batch_size=1, activation_checkpointing=True)
     )  # after too little memory
@@ -59,7 +58,32 @@ def test_another_runs_adapter_is_not_replaced_unless_asked(saved, args):
     ):
         check_output_dir(other)
     assert {path: path.read_bytes() for path in saved.iterdir()} == before
-    check_output_dir(replace(other, overwrite_output_dir=True))
+    check_output_dir(other.replace(overwrite_output_dir=True))
+    assert {path: path.read_bytes() for path in saved.iterdir()} == before  # it is replaced once another is there
+
+
+@pytest.fixture
+def started(args) -> Path:
+    """What a run that was killed leaves."""
+    save_recipe(args, args.training.output_dir)
+    folder = Path(args.training.output_dir, "checkpoint-5")
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.reliability("bad input")
+@pytest.mark.parametrize(
+    "changes",
+    [{"learning_rate": 2e-2}, {"max_length": 8}, {"max_train_samples": 16}, {"seed": 1}, {"num_train_epochs": 3}],
+    ids=str,
+)
+def test_the_checkpoints_of_another_recipe_are_taken_by_none_and_removed_when_asked(started, args, changes):
+    with pytest.raises(FileExistsError, match="holds the adapter or checkpoints of another run"):
+        check_output_dir(args.replace(**changes))
+    check_output_dir(args)
+    assert started.exists()
+    check_output_dir(args.replace(**changes, overwrite_output_dir=True))
+    assert not started.exists()
 
 
 @pytest.mark.reliability("bad input")
@@ -73,7 +97,7 @@ def test_an_adapter_of_unknown_origin_is_not_replaced(saved, args):
 def test_a_folder_of_other_files_is_not_written_into(args):
     Path(args.training.output_dir).mkdir()
     (Path(args.training.output_dir) / "thesis.tex").touch()
-    with pytest.raises(FileExistsError, match="exists and holds no adapter"):
+    with pytest.raises(FileExistsError, match=r"holds no adapter but thesis\.tex"):
         check_output_dir(args)
 
 
@@ -134,11 +158,11 @@ def earlier(tmp_path) -> Path:
     folder = tmp_path / "parent" / "adapter"
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text("earlier")
-    (folder / "vocab.json").write_text("earlier")
+    (folder / "README.md").write_text("earlier")
     return folder
 
 
-EARLIER = {"adapter_config.json": "earlier", "vocab.json": "earlier"}
+EARLIER = {"adapter_config.json": "earlier", "README.md": "earlier"}
 NEW = {"adapter_config.json": "new", "README.md": "new"}
 
 
@@ -175,7 +199,8 @@ def test_a_link_stays_and_nothing_outside_is_touched(earlier, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "thesis.tex").write_text("mine")
-    (earlier / "vocab.txt").symlink_to(outside)  # a name of ours: it goes with the earlier folder
+    (earlier / "README.md").unlink()
+    (earlier / "README.md").symlink_to(outside)  # it goes with the earlier folder
     link = tmp_path / "link"
     link.symlink_to(earlier)
     with replace_folder(link) as folder:
@@ -243,7 +268,7 @@ def test_an_error_between_the_two_renames_puts_the_earlier_folder_back(earlier, 
 def save_in_a_process_that_is_killed(folder: Path, at: str) -> None:
     """SIGKILL a real process while it is writing, between the renames, or while it removes the earlier folder."""
 
-    def die(*_):
+    def die(*_, **__):
         os.kill(os.getpid(), signal.SIGKILL)
 
     pid = os.fork()
@@ -304,26 +329,20 @@ def save_small_adapter(folder: str) -> None:
     torch.manual_seed(0)
     peft_model = get_peft_model(model, lora)
     torch.nn.init.ones_(peft_model.base_model.model.score.modules_to_save["default"].weight)
-    sort_target_modules(peft_model)
     peft_model.save_pretrained(folder)
+    output = PredictionOutput(None, None, {"test_examples": 1})
+    describe_adapter(peft_model, make_arguments(), output, output, folder)
 
 
+@pytest.mark.slow
 def test_another_process_saves_the_same_bytes(tmp_path):
     save_small_adapter(str(tmp_path / "here"))
     other = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"  # a set's order depends on it
     command = f"from test_adapters import save_small_adapter; save_small_adapter({str(tmp_path / 'there')!r})"
     environment = os.environ | {"PYTHONHASHSEED": other, "PYTHONPATH": os.pathsep.join(["tests", "."])}
     subprocess.run([sys.executable, "-c", command], env=environment, check=True)
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
-
-
-def test_sorted_target_modules_match_the_same_layers(peft_model):
-    (peft_config,) = peft_model.peft_config.values()
-    before = peft_config.target_modules
-    sort_target_modules(peft_model)
-    assert isinstance(before, set)
-    assert peft_config.target_modules == sorted(before)
+    for path in (tmp_path / "here").iterdir():
+        assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes()
 
 
 def test_files_are_listed_with_their_sizes(saved):
@@ -335,32 +354,3 @@ def test_files_are_listed_with_their_sizes(saved):
 
 def test_no_path_of_this_machine_is_saved(saved, args):
     assert str(saved.parent) not in (saved / "run_config.json").read_text()
-
-
-def test_the_saved_configuration_is_read_again(saved, args):
-    assert load_run_config(saved) == args.replace(output_dir="lora_adapter", checkpoint_dir=None)
-
-
-@pytest.mark.reliability("bad input")
-def test_a_folder_that_no_run_has_saved_is_named(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"run_config\.json in the adapter's folder .* found none; name a folder"
-    ):
-        load_run_config(tmp_path)
-
-
-@pytest.mark.reliability("bad input")
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ("{", "Expecting property name"),
-        ("[1]", "must be a mapping"),
-        ('{"rank": 8}', "'rank'"),
-        ('{"seed": -1}', "seed"),
-    ],
-    ids=["no JSON", "no object", "unknown field", "value out of range"],
-)
-def test_a_configuration_that_this_version_does_not_know_is_refused(content, reason, tmp_path):
-    (tmp_path / "run_config.json").write_text(content)
-    with pytest.raises(ValueError, match=f"no configuration of a run .*{reason}.*; copy the folder again, or use the"):
-        load_run_config(tmp_path)

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, TrainingArguments
 
 import peft_helpers as helpers
-from peft_helpers import adapters, distributed, training
+from peft_helpers import adapters, distributed, interruptions, training
+from peft_helpers.modeling import load_model
 
 SCRIPT = Path(__file__).with_name("short_run.py")
 BUDGET = "--profile offline --max_train_samples 8 --max_eval_samples 20 --max_length 64 --num_train_epochs 3 \
@@ -31,7 +32,7 @@ def start(
     folder: Path, hash_seed: str, *arguments: str, launcher: tuple[str, ...] = (), options: str = ""
 ) -> subprocess.Popen:
     command = [sys.executable, *launcher, str(SCRIPT), *arguments]
-    options = f"{BUDGET} --output_dir {folder / 'adapter'} --checkpoint_dir {folder / 'checkpoints'} {options}"
+    options = f"{BUDGET} --output_dir {folder / 'adapter'} {options}"
     # One thread: with several, two processes at a time would only wait for each other.
     settings = {"PYTHONPATH": ".", "PYTHONHASHSEED": hash_seed, "LFT_ARGS": options, "OMP_NUM_THREADS": "1"}
     settings["HF_HOME"] = str(folder)  # where Accelerate would look for a configuration file of the user's
@@ -58,7 +59,7 @@ def runs(tmp_path_factory):
     outputs = {whole: first.communicate(timeout=300)[0]}
     second.communicate(timeout=300)
     assert (first.returncode, second.returncode) == (0, -signal.SIGKILL)
-    left = sorted(path.name for path in killed.glob("checkpoints/*/checkpoint-*"))
+    left = sorted(path.name for path in killed.glob("adapter/checkpoint-*"))
     assert f"checkpoint-{LAST_CHECKPOINT}" in left
     third, fourth = start(again, "3"), start(killed, "4")
     outputs |= {again: third.communicate(timeout=300)[0], killed: fourth.communicate(timeout=300)[0]}
@@ -66,6 +67,7 @@ def runs(tmp_path_factory):
     return outputs
 
 
+@pytest.mark.slow
 def test_two_runs_in_fresh_processes_are_the_same_to_the_last_bit(runs):
     whole, again, _ = runs
     assert result(runs[whole]) == result(runs[again])
@@ -73,25 +75,27 @@ def test_two_runs_in_fresh_processes_are_the_same_to_the_last_bit(runs):
 
 
 @pytest.mark.reliability("fault")
+@pytest.mark.slow
 def test_a_killed_run_that_is_started_again_ends_as_if_nothing_had_happened(runs):
     whole, _, killed = runs
-    assert f"Resuming from step {LAST_CHECKPOINT} of an interrupted run.\n" in runs[killed]
+    assert f"Resuming from checkpoint-{LAST_CHECKPOINT} of an interrupted run.\n" in runs[killed]
     assert "Resuming" not in runs[whole]
     assert result(runs[whole]) == result(runs[killed])
     assert adapter(whole) == adapter(killed)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_no_checkpoints(runs):
     for folder in runs:
-        assert list((folder / "checkpoints").iterdir()) == []
+        assert list(folder.iterdir()) == [folder / "adapter"]
+        assert not list(folder.glob("adapter/checkpoint-*"))
 
 
 # Several processes
 
-
 LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
           "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0")  # fmt: skip
-# Without dropout, whose masks would differ. 20 texts make more than 80 passages, so that 10 steps of 8 end before an
+# Without dropout, whose masks would differ. 20 texts make more than 80 chunks, so that 10 steps of 8 end before an
 # incomplete last batch, which Accelerate fills up for the second process. 20 test rows are no multiple of 2 * 3.
 SAME_BATCH = "--lora_dropout 0 --max_train_samples 20 --max_steps 10 --per_device_eval_batch_size 3"
 
@@ -107,6 +111,7 @@ def shared(tmp_path_factory):
     return list(zip(folders, outputs, strict=True))
 
 
+@pytest.mark.slow
 def test_two_processes_with_half_of_the_batch_each_train_as_one(shared):
     two, one = (result(output) for _, output in shared)
     assert (two["processes"], one["processes"]) == (2, 1)
@@ -119,6 +124,7 @@ def test_two_processes_with_half_of_the_batch_each_train_as_one(shared):
     assert len(losses[0]) == 10  # one for each step
 
 
+@pytest.mark.slow
 def test_one_of_the_processes_prints_and_writes(shared):
     (two, output), (one, expected) = shared
     lines = [[line for line in text.splitlines() if not line.startswith("{")] for text in (output, expected)]
@@ -131,17 +137,19 @@ def test_one_of_the_processes_prints_and_writes(shared):
     assert "adapter/adapter_model.safetensors" in files[0]
 
 
-def test_the_adapter_of_two_processes_is_that_of_one(shared, monkeypatch):
+@pytest.mark.slow
+def test_the_adapter_of_two_processes_is_that_of_one(shared):
     (two, output), (one, _) = shared
     assert (two / "adapter/adapter_config.json").read_text() == (one / "adapter/adapter_config.json").read_text()
     mine, theirs = (load_file(folder / "adapter/adapter_model.safetensors") for folder in (two, one))
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-4)
     args = helpers.parse_arguments(f"{BUDGET} --per_device_eval_batch_size 3")
     dataset = helpers.prepare_splits(helpers.load_bbc_news(), args)
-    tokenizer = AutoTokenizer.from_pretrained(args.model.model_name_or_path)
-    model = helpers.load_base_model(args, dataset["train"].features["label"].names, tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(args.model.model_name_or_path, model_max_length=args.data.max_length)
+    label_names = dataset["train"].features["label"].names
+    model = load_model(args, tokenizer, helpers.CLASSIFICATION, label_names)
     reloaded = PeftModel.from_pretrained(model, str(two / "adapter"))
-    test = helpers.tokenize_dataset(dataset["test"], tokenizer, args.data.max_length)
+    test = helpers.tokenize_dataset(dataset["test"], tokenizer)
     logits = helpers.predict(reloaded, tokenizer, test, args).predictions
     np.testing.assert_array_equal(logits, np.array(result(output)["logits"], dtype=np.float32))
 
@@ -150,7 +158,7 @@ def test_the_adapter_of_two_processes_is_that_of_one(shared, monkeypatch):
 def second_of_two(monkeypatch):
     """Everything in this process as the second of two, which wait for nobody."""
     state = SimpleNamespace(is_main_process=False, num_processes=2, wait_for_everyone=lambda: None)
-    for module in (adapters, distributed, training):
+    for module in (adapters, distributed, interruptions, training):
         monkeypatch.setattr(module, "process_state", lambda: state)
 
 
@@ -185,18 +193,18 @@ def test_several_processes_of_which_the_launcher_starts_one_are_refused(monkeypa
     distributed._check_launcher()
 
 
-def test_one_of_several_gpus_is_used_and_a_line_says_so(new_trainer, monkeypatch, capsys):
+def test_one_of_several_gpus_is_used_and_a_line_says_so(new_trainer, args, monkeypatch, capsys):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.nn.DataParallel, "__init__", lambda *_: pytest.fail("the model was wrapped"))
     assert TrainingArguments(output_dir="unused").n_gpu == 2  # what the Trainer would go by
-    trainer = new_trainer(num_train_epochs=1)
+    trainer = new_trainer(num_train_epochs=1, use_cpu=False)
     assert (trainer.args.n_gpu, trainer.args.train_batch_size) == (1, 4)
     with monkeypatch.context() as training:
         training.setattr(torch.accelerator, "is_available", lambda: False)  # the optimizer would look for its stream
         trainer.train()
     assert trainer.state.global_step == 32 / 4
-    helpers.predict(trainer.model, trainer.processing_class, trainer.eval_dataset, helpers.Arguments())
+    helpers.predict(trainer.model, trainer.processing_class, trainer.eval_dataset, args)
     assert "One of 2 GPUs is used." in capsys.readouterr().out
 
 

@@ -1,26 +1,224 @@
+"""What is kept when a run is killed, interrupted or runs out of disk or memory; test_distributed.py kills processes."""
+
+import errno
+import os
+import shutil
+import signal
+import threading
 from pathlib import Path
+from pickle import UnpicklingError
 from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import ProgressCallback, TrainerCallback
+from transformers.utils.notebook import NotebookProgressCallback
 
-from peft_helpers import (
-    check_space,
-    estimate_adapter,
-    estimate_checkpoint,
-    guard_training,
-    make_trainer,
-    predict,
-    save_run_config,
-)
-from peft_helpers import resources as resources_module
+from peft_helpers import fingerprint_parameters, guard_training, plot_training, predict
 from peft_helpers.arguments import TINY_GPT2
-from peft_helpers.resources import smaller_batch
+from peft_helpers.interruptions import check_space, find_checkpoint, smaller_batch
 
 
-def size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir())
+class Fail(TrainerCallback):
+    """An error as the step begins, which leaves what a kill leaves: the checkpoints."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        if state.global_step == self.step:
+            raise ZeroDivisionError
+
+
+class PressCtrlC(TrainerCallback):
+    def __init__(self, *steps: int):
+        self.steps = steps
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        for _ in range(self.steps.count(state.global_step)):
+            signal.raise_signal(signal.SIGINT)
+
+
+def train(trainer, *callbacks: TrainerCallback) -> str | None:
+    """Train as the notebook does; return the checkpoint that training went on from."""
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    with guard_training(trainer) as checkpoint:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    return checkpoint and Path(checkpoint).name
+
+
+def interrupt(trainer, step: int) -> Path:
+    with pytest.raises(ZeroDivisionError):
+        train(trainer, Fail(step))
+    return Path(trainer.args.output_dir)
+
+
+def checkpoints(folder: str | Path) -> list[str]:
+    return sorted(path.name for path in Path(folder).glob("checkpoint-*"))
+
+
+# Resuming: 16 steps, an evaluation and a checkpoint every second one
+
+
+@pytest.mark.reliability("fault")
+def test_a_run_that_failed_goes_on_from_its_last_whole_checkpoint_and_ends_the_same(new_trainer, capsys):
+    whole = new_trainer()
+    assert train(whole) is None
+    assert checkpoints(whole.args.output_dir) == []
+    folder = interrupt(new_trainer(), step=13)
+    last, earlier = checkpoints(folder)
+    assert last == "checkpoint-12"
+    assert f"Training failed, but {folder / 'checkpoint-12'} is kept: run the same" in capsys.readouterr().out
+    (folder / "checkpoint-12" / "trainer_state.json").unlink()  # as after a kill while it was being written
+    resumed = new_trainer()
+    assert train(resumed) == earlier
+    assert f"Resuming from {earlier} of an interrupted run.\n" in capsys.readouterr().out
+    assert fingerprint_parameters(resumed.model) == fingerprint_parameters(whole.model)
+    assert checkpoints(folder) == []
+
+
+@pytest.fixture
+def interrupted(new_trainer) -> Path:
+    """A folder with checkpoint 12 and an earlier one."""
+    return interrupt(new_trainer(), step=13)
+
+
+@pytest.mark.parametrize("left", [b"", b'{"epoch": 1.5', b"{}"], ids=["empty", "half", "other"])
+@pytest.mark.reliability("fault")
+def test_a_half_written_checkpoint_is_removed_and_the_one_before_taken(interrupted, left):
+    last, earlier = checkpoints(interrupted)
+    assert find_checkpoint(interrupted) == str(interrupted / last)
+    (interrupted / last / "trainer_state.json").write_bytes(left)
+    assert find_checkpoint(interrupted) == str(interrupted / earlier)
+    assert checkpoints(interrupted) == [earlier]
+
+
+@pytest.mark.reliability("fault")
+def test_without_a_whole_checkpoint_a_run_starts_afresh(new_trainer):
+    folder = interrupt(new_trainer(), step=3)
+    (folder / "checkpoint-2" / "trainer_state.json").unlink()
+    assert find_checkpoint(folder) is None
+    assert checkpoints(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("ended", "number"), [({"max_steps": 13}, 13), ({"learning_rate": 1e-12, "num_train_epochs": 5}, 36)]
+)
+@pytest.mark.reliability("fault")
+def test_a_run_killed_after_its_last_step_takes_no_further_one(new_trainer, ended, number):
+    whole, resumed = new_trainer(**ended), new_trainer(**ended)
+    whole.train()  # nothing removes the checkpoints
+    assert f"checkpoint-{number}" in checkpoints(whole.args.output_dir)
+    train(resumed)
+    assert resumed.state.global_step == number
+    assert fingerprint_parameters(resumed.model) == fingerprint_parameters(whole.model)
+
+
+def test_early_stopping_goes_on_counting_in_a_resumed_run(new_trainer):
+    idle = {"learning_rate": 1e-12, "num_train_epochs": 5}  # 40 steps, 4 between two evaluations
+    interrupt(new_trainer(**idle), step=10)
+    resumed = new_trainer(**idle)
+    assert train(resumed) == "checkpoint-8"
+    assert resumed.state.global_step == 36  # eight evaluations after the first, without a better one
+    assert [entry["step"] for entry in resumed.state.log_history if "eval_f1" in entry] == list(range(4, 37, 4))
+
+
+class MakeFolder:
+    """Pickles to a call that makes a folder."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.reliability("bad input")
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
+def test_a_pickle_in_a_checkpoint_is_not_run(new_trainer, interrupted, name, tmp_path):
+    torch.save(MakeFolder(tmp_path / "marker"), interrupted / "checkpoint-12" / name)
+    trainer = new_trainer()
+    if name == "training_args.bin":
+        train(trainer)  # it is never read
+    else:
+        with pytest.raises(UnpicklingError, match="Weights only load failed"):
+            train(trainer)
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.reliability("fault")
+def test_a_disk_that_becomes_full_while_a_checkpoint_is_written_costs_no_earlier_one(new_trainer, monkeypatch, capsys):
+    save = torch.save
+
+    def save_until_full(content, path) -> None:
+        if "checkpoint-12" in str(path) and "optimizer" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        save(content, path)
+
+    monkeypatch.setattr(torch, "save", save_until_full)
+    trainer = new_trainer()
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        train(trainer)
+    assert find_checkpoint(Path(trainer.args.output_dir)).endswith("checkpoint-10")
+    assert "checkpoint-10 is kept" in capsys.readouterr().out
+
+
+# Ctrl-C
+
+
+@pytest.mark.reliability("fault")
+def test_ctrl_c_keeps_the_best_model_and_the_checkpoints_and_says_so(new_trainer, capsys):
+    trainer, handler = new_trainer(), signal.getsignal(signal.SIGINT)
+    train(trainer, PressCtrlC(12))
+    assert trainer.state.best_global_step < 13  # the model of the last step is not the one that is kept
+    assert "Training was interrupted after step 13 of 16. The model is the best so far" in capsys.readouterr().out
+    assert trainer.evaluate()["eval_f1"] == trainer.state.best_metric
+    assert trainer.state.log_history[-2]["train_runtime"] > 0
+    assert signal.getsignal(signal.SIGINT) is handler
+    plot_training(trainer.state.log_history)
+    assert train(new_trainer()) == "checkpoint-12"
+
+
+@pytest.mark.reliability("fault")
+def test_ctrl_c_before_the_first_evaluation_judges_the_model_as_it_is(new_trainer, capsys):
+    trainer = new_trainer(num_train_epochs=10)  # the first evaluation would be after step 8
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(NotebookProgressCallback)  # which has no time for a step yet, after the first two
+    train(trainer, PressCtrlC(1))
+    assert "Training was interrupted after step 3 of 80." in capsys.readouterr().out
+    assert [entry["step"] for entry in trainer.state.log_history if "eval_f1" in entry] == [3]
+    assert trainer.evaluate()["eval_f1"] == trainer.state.best_metric
+    plot_training(trainer.state.log_history)
+    assert find_checkpoint(Path(trainer.args.output_dir)) is None
+
+
+@pytest.mark.reliability("fault")
+def test_a_second_ctrl_c_interrupts_at_once_and_keeps_the_checkpoints(new_trainer, capsys):
+    trainer, handler = new_trainer(), signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(trainer, PressCtrlC(4, 4))
+    assert trainer.state.global_step == 4
+    assert "checkpoint-4 is kept: run the same again" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert train(new_trainer()) == "checkpoint-4"
+
+
+def test_training_in_another_thread_is_left_without_ctrl_c(new_trainer):
+    trainer = new_trainer(num_train_epochs=1)
+    thread = threading.Thread(target=train, args=[trainer])
+    thread.start()
+    thread.join()
+    assert trainer.state.global_step == 8
+
+
+def test_a_trainer_may_train_twice(new_trainer):
+    trainer = new_trainer(num_train_epochs=1)
+    assert [train(trainer), train(trainer)] == [None, None]
+    assert trainer.state.global_step == 8
+
+
+# Space on the disk
 
 
 class Measure(TrainerCallback):
@@ -29,57 +227,32 @@ class Measure(TrainerCallback):
     bytes = 0
 
     def on_save(self, args, state, control, **kwargs) -> None:
-        self.bytes = max(self.bytes, size(Path(args.output_dir) / f"checkpoint-{state.global_step}"))
+        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        self.bytes = max(self.bytes, sum(path.stat().st_size for path in folder.iterdir()))
 
 
-@pytest.mark.parametrize("model_name_or_path", ["", TINY_GPT2], ids=["two layers", "tiny GPT-2"])
-def test_the_estimates_are_no_less_than_the_files_and_not_twice_as_much(new_trainer, args, model_name_or_path):
-    args = args.replace(model_name_or_path=model_name_or_path or args.model.model_name_or_path)
-    trainer = new_trainer(model_name_or_path=args.model.model_name_or_path)
-    tokenizer, measure = trainer.processing_class, Measure()
-    trainer.add_callback(measure)
-    trainer.train()
-    assert measure.bytes <= estimate_checkpoint(trainer.model, tokenizer) <= 2 * measure.bytes
-    trainer.model.save_pretrained(args.training.output_dir)
-    trainer.model.config.save_pretrained(args.training.output_dir)
-    tokenizer.save_pretrained(args.training.output_dir)
-    save_run_config(args, args.training.output_dir)
-    saved = size(Path(args.training.output_dir))
-    assert saved <= estimate_adapter(trainer.model, tokenizer) <= 2 * saved
+def test_the_space_asked_for_is_no_less_than_what_the_checkpoints_take(new_trainer, monkeypatch):
+    trainer, measure = new_trainer(model_name_or_path=TINY_GPT2), Measure()
+    train(trainer, measure)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3 * measure.bytes))
+    with pytest.raises(OSError, match="MB are needed"):
+        check_space(trainer.args.output_dir, trainer.model, 3)
 
 
-@pytest.mark.parametrize("setting", ["checkpoint_dir", "output_dir"])
 @pytest.mark.reliability("fault")
-def test_a_full_disk_is_an_error_before_the_first_step(peft_model, tokenizer, tokenized, args, monkeypatch, setting):
-    folder = Path(getattr(args, setting)) / "made" / "later"
-    folder.parent.mkdir(parents=True)
-    args = args.replace(**{setting: str(folder)})
-
+def test_a_full_disk_is_an_error_before_the_first_step(new_trainer, tmp_path, monkeypatch):
     def disk_usage(path: Path) -> SimpleNamespace:
-        assert path.exists()
-        return SimpleNamespace(free=20_000 if path == folder.parent else 10**12)
+        assert path == tmp_path
+        return SimpleNamespace(free=20_000)
 
-    monkeypatch.setattr(resources_module.shutil, "disk_usage", disk_usage)
-    message = rf"{setting} is '.*/made/later': [\d,.]+ MB are needed there and 0\.0 MB are free\. .*--{setting}"
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    message = r"output_dir is '.*/made/later': [\d,.]+ MB are needed there and 0\.0 MB are free\. .*--output_dir"
     with pytest.raises(OSError, match=message):
-        make_trainer(peft_model, tokenizer, tokenized, args)
-    assert not folder.exists()
+        new_trainer(output_dir=str(tmp_path / "made" / "later"))
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.reliability("fault")
-def test_more_than_a_workspace_holds_is_an_error(peft_model, tokenizer, args, monkeypatch, tmp_path):
-    needed = 3 * estimate_checkpoint(peft_model, tokenizer) + estimate_adapter(peft_model, tokenizer)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(resources_module, "WORKSPACE_LIMIT", needed)
-    check_space(args, peft_model, tokenizer, 3)
-    monkeypatch.setattr(resources_module, "WORKSPACE_LIMIT", needed - 1)
-    with pytest.raises(
-        OSError, match=r"would write .* MB beside the notebook; a workspace has room for .* MB\. Name a"
-    ):
-        check_space(args, peft_model, tokenizer, 3)
-    monkeypatch.chdir(Path(__file__).parent)  # the folders lie elsewhere
-    check_space(args, peft_model, tokenizer, 3)
-
+# Memory
 
 CUDA = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 15.77 GiB.\nSee documentation"
 WINDOWS = (
@@ -87,8 +260,8 @@ WINDOWS = (
 )
 SETTINGS = (
     r"Set one or more of these and run again: --per_device_train_batch_size 1 --gradient_accumulation_steps 4 "
-    r"\(as many rows for each update as before: 4\); --activation_checkpointing \(.*\); --load_in_4bit \(QLoRA: .*\); "
-    r"--max_length with fewer tokens \(--block_size in language modelling\)\."
+    r"\(as many examples for each update as before: 4\); --activation_checkpointing \(.*\); "
+    r"--load_in_4bit \(QLoRA: .*\); --max_length with fewer tokens \(--block_size in language modeling\)\."
 )
 
 
@@ -115,11 +288,10 @@ class RunOut(TrainerCallback):
 @pytest.mark.reliability("fault")
 def test_out_of_memory_names_the_batch_and_what_to_change(new_trainer, error, reason):
     trainer = new_trainer()
-    trainer.add_callback(RunOut(error))
-    with pytest.raises(MemoryError, match=SETTINGS) as caught, guard_training(trainer):
-        trainer.train()
+    with pytest.raises(MemoryError, match=SETTINGS) as caught:
+        train(trainer, RunOut(error))
     length = max(trainer.train_dataset["length"])  # the longest rows come first
-    assert str(caught.value).startswith(f"Out of memory in training, on 4 rows of {length} tokens: ")
+    assert str(caught.value).startswith(f"Out of memory in training, on 4 examples of {length} tokens: ")
     assert reason in str(caught.value)
     assert caught.value.__suppress_context__
 
@@ -130,17 +302,17 @@ def test_out_of_memory_in_evaluation_names_the_evaluation_batch(peft_model, toke
         raise torch.OutOfMemoryError(CUDA)
 
     monkeypatch.setattr(peft_model.base_model, "forward", fail)
-    message = r"in evaluation, on 8 rows of \d+ tokens: CUDA .*again: --per_device_eval_batch_size 2; --load_in_4bit"
+    message = (
+        r"in evaluation, on 8 examples of \d+ tokens: CUDA .*again: --per_device_eval_batch_size 2; --load_in_4bit"
+    )
     with pytest.raises(MemoryError, match=message):
         predict(peft_model, tokenizer, tokenized["test"], args.replace(per_device_eval_batch_size=8))
     assert not peft_model._forward_pre_hooks
 
 
 def test_other_errors_stay_as_they_are(new_trainer):
-    trainer = new_trainer()
-    trainer.add_callback(RunOut(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
-    with pytest.raises(RuntimeError, match="mat1 and mat2"), guard_training(trainer):
-        trainer.train()
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        train(new_trainer(), RunOut(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
 
 
 @pytest.mark.parametrize(

@@ -10,55 +10,51 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import EvalPrediction
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+from transformers.trainer_utils import PredictionOutput
 
 import peft_helpers as helpers
-from peft_helpers import save_run_config
-from peft_helpers.adapters import replace_folder
-from peft_helpers.model_card import save_model_card
+from peft_helpers.model_card import make_card
 
 TEXTS = ["a fine film", "bad", "what a sad, cold and tired story", ""]
-TRUE = np.array([0, 1, 1, 0, 1])
-UNTUNED = EvalPrediction(predictions=np.eye(2)[[0, 0, 0, 0, 1]], label_ids=TRUE)
-TUNED = EvalPrediction(predictions=np.eye(2)[[0, 1, 1, 1, 1]], label_ids=TRUE)
+UNTUNED = {"test_accuracy": 0.6, "test_f1": 0.58333, "test_loss": 0.7, "test_examples": 1234}
+TUNED = {"test_accuracy": 0.8, "test_f1": 0.76190, "test_loss": 0.3, "test_examples": 1234}
 
 
 @pytest.fixture
-def save(peft_model, tmp_path):
-    def save_and_read(args) -> ModelCard:
-        save_model_card(peft_model, args, UNTUNED, TUNED, tmp_path)
-        return ModelCard.load(tmp_path / "README.md")
-
-    return save_and_read
+def make(peft_model):
+    config = peft_model.peft_config["default"].to_dict() | {"task_type": "SEQ_CLS", "peft_type": "LORA"}
+    config["target_modules"] = sorted(config["target_modules"])
+    return lambda args: make_card(peft_model, args, UNTUNED, TUNED, config)
 
 
-def test_the_scores_are_in_the_text_and_in_the_metadata(save, args):
-    card = save(args)
-    assert "the same 5 test rows" in card.text
-    assert "| accuracy | 0.600 | 0.800 |" in card.text
-    assert "| F1 (macro) | 0.583 | 0.762 |" in card.text
+def test_the_scores_are_in_the_text_and_in_the_metadata(make, args):
+    card = make(args)
+    assert "the same 1,234 test examples" in card.text
+    assert "| accuracy | 0.600 | 0.800 |\n| F1 (macro) | 0.583 | 0.762 |\n" in card.text
     results = card.data.eval_results
     assert {(result.metric_type, result.metric_value) for result in results} == {("accuracy", 0.8), ("f1", 0.7619)}
     assert {(result.task_type, result.dataset_split) for result in results} == {("text-classification", "test")}
 
 
-def test_the_method_the_labels_and_the_limits_are_in_the_text(save, args, peft_model):
-    card = save(args.replace(max_length=17))
+def test_the_method_the_labels_and_the_limits_are_in_the_text(make, args, peft_model):
+    card = make(args.replace(max_length=17))
     trained, total = peft_model.get_nb_trainable_parameters()
     for part in (
-        "`negative`, `positive`.",
-        f"{trained:,} of {total:,}",
-        "| PEFT type | LORA |",
-        "| rank | 8 |",
+        "in the order of their numbers: `negative`, `positive`.",
+        f"| {trained:,} of {total:,} |",
+        "| PEFT type | LORA |\n| rank | 8 |\n",
         "transformer.h.0.attn.c_attn, transformer.h.0.attn.c_proj",
-        "cut at 17 tokens",
+        "It knows 2 labels",
+        "truncated at 17 tokens",
         "Made with torch 2.",
     ):
         assert part in card.text  # fmt: skip
 
 
-def test_ids_on_the_hub_are_in_the_metadata(save, args):
-    card = save(args.replace(model_name_or_path="gpt2", dataset_name="stanfordnlp/sst2"))
+def test_ids_on_the_hub_are_in_the_metadata(make, args):
+    card = make(args.replace(model_name_or_path="gpt2", dataset_name="stanfordnlp/sst2"))
     data = card.data.to_dict()
     assert data["base_model"] == "gpt2"
     assert data["datasets"] == "stanfordnlp/sst2"
@@ -67,26 +63,19 @@ def test_ids_on_the_hub_are_in_the_metadata(save, args):
 
 
 @pytest.mark.parametrize("dataset_name", ["bbc-news", "./some/reviews.csv"])
-def test_local_names_are_no_ids_and_show_no_path(save, args, tmp_path, dataset_name):
-    card = save(args.replace(dataset_name=dataset_name))
+def test_local_names_are_no_ids_and_show_no_path(make, args, tmp_path, dataset_name):
+    card = make(args.replace(dataset_name=dataset_name))
     assert not {"base_model", "datasets"} & card.data.to_dict().keys()
     assert f"`{Path(args.model.model_name_or_path).name}`, a local folder" in card.text
     assert not re.search(r"/tmp|some/|" + re.escape(str(tmp_path)), str(card))
     assert ("non-commercial" in card.text) == (dataset_name == "bbc-news")
 
 
-def test_the_embedded_model_is_named_by_its_place_in_the_project(save, args):
-    card = save(args.replace(model_name_or_path=helpers.TINY_GPT2))
-    assert "base_model = 'peft_helpers/tiny_gpt2'  # path of the base model's folder" in card.text
-    card = save(args.replace(model_name_or_path="gpt2"))
-    assert "base_model = 'gpt2'  # id of the base model on the Hub" in card.text
-
-
-def test_scores_on_other_rows_are_not_compared(peft_model, args, tmp_path):
-    other = EvalPrediction(predictions=TUNED.predictions, label_ids=1 - TRUE)
-    with pytest.raises(ValueError, match="same rows in the same order"):
-        save_model_card(peft_model, args, UNTUNED, other, tmp_path)
-    assert not (tmp_path / "README.md").exists()
+def test_the_embedded_model_is_named_by_its_place_in_the_project(make, args):
+    card = make(args.replace(model_name_or_path=helpers.arguments.TINY_GPT2))
+    assert 'base_model = "peft_helpers/tiny_gpt2"  # path of the base model\'s folder' in card.text
+    card = make(args.replace(model_name_or_path="gpt2"))
+    assert 'base_model = "gpt2"  # id of the base model on the Hub' in card.text
 
 
 # Run by an isolated interpreter on the folder, the base model and the texts; prints what each way of loading gives.
@@ -105,8 +94,8 @@ from transformers import AutoModelForSequenceClassification, pipeline
 
 folder, base, texts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 code = Path(folder, "README.md").read_text().split("```python")[1].split("```")[0]
-code = re.sub("(?m)^folder = '.*'  # path of this folder$", f"folder = {folder!r}", code)
-Path("snippet.py").write_text(re.sub("(?m)^base_model = '.*'  # path .*$", f"base_model = {base!r}", code))
+code = re.sub("(?m)^folder = .*  # path of this folder$", f"folder = {folder!r}", code)
+Path("snippet.py").write_text(re.sub("(?m)^base_model = .*  # path .*$", f"base_model = {base!r}", code))
 card = runpy.run_path("snippet.py")
 tokenizer, args = card["tokenizer"], card["config"]
 fresh = AutoModelForSequenceClassification.from_pretrained(base, num_labels=args.num_labels)
@@ -129,17 +118,20 @@ print(json.dumps(result))
 """
 
 
+def output(metrics: dict) -> PredictionOutput:
+    return PredictionOutput(None, None, metrics)
+
+
 @pytest.fixture
 def saved(peft_model, tokenizer, args) -> Path:
-    with replace_folder(args.training.output_dir) as folder:
+    with helpers.replace_folder(args.training.output_dir) as folder:
         peft_model.save_pretrained(folder)
-        peft_model.config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        save_run_config(args, folder)
-        save_model_card(peft_model, args, UNTUNED, TUNED, folder)
+        helpers.describe_adapter(peft_model, args, output(UNTUNED), output(TUNED), folder)
     return Path(args.training.output_dir)
 
 
+@pytest.mark.slow
 def test_the_folder_stands_alone_and_is_loaded_from_anywhere(saved, peft_model, tokenizer, args, tmp_path_factory):
     command = [sys.executable, "-I", "-c", LOAD, saved, args.model.model_name_or_path, json.dumps(TEXTS)]
     elsewhere = tmp_path_factory.mktemp("elsewhere")
@@ -162,17 +154,24 @@ def test_the_folder_stands_alone_and_is_loaded_from_anywhere(saved, peft_model, 
     assert len({tuple(row) for row in here}) == len(TEXTS)
 
 
-def test_the_card_of_a_language_model_has_its_perplexities_and_code_that_runs(args, tokenizer, monkeypatch, capsys):
-    args = args.replace(dataset_config_name="sports", dataset_name=helpers.BBC_NEWS)
-    model = helpers.inject_lora(helpers.load_language_model(args, tokenizer), args)
-    scores = [{"perplexity": value, "predicted_tokens": 4321} for value in (90.126, 80.004)]
-    helpers.save_language_model(model, tokenizer, args, *scores)
-    card = ModelCard.load(Path(args.training.output_dir, "README.md"))
+def test_the_card_of_a_language_model_has_its_scores_and_code_that_runs(args, tokenizer, monkeypatch, capsys):
+    tokenizer.pad_token = tokenizer.eos_token
+    args = args.replace(dataset_name=helpers.BBC_NEWS)
+    name, folder = args.model.model_name_or_path, Path(args.training.output_dir)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(name), LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True)
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    scores = [output({"test_perplexity": value, "test_examples": 43}) for value in (90.1263, 80.0041)]
+    helpers.describe_adapter(model, args, *scores, folder)
+    card = ModelCard.load(folder / "README.md")
     assert card.data.pipeline_tag == "text-generation"
-    for part in ("`bbc-news` sports: BBC News, for research", "model | 90.13 |", "adapter | 80.00 |", "4,321 tokens"):
+    for part in ("`bbc-news`: BBC News, for research", "| perplexity | 90.126 | 80.004 |", "the same 43 test examples"):
         assert part in card.text
-    assert str(Path(args.training.output_dir).parent) not in card.text
-    monkeypatch.chdir(Path(args.training.output_dir).parent)
-    Path(Path(args.model.model_name_or_path).name).symlink_to(args.model.model_name_or_path)
+    assert "labels" not in card.text
+    assert str(folder.parent) not in card.text
+    monkeypatch.chdir(folder.parent)
+    Path(Path(name).name).symlink_to(name)
     exec(card.text.split("```python\n")[1].split("```")[0], {})
     assert capsys.readouterr().out.startswith("The match")

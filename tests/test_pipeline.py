@@ -1,78 +1,124 @@
-from dataclasses import replace
+import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
+from conftest import LABELS, make_raw
+from datasets import DatasetDict
+from peft import AutoPeftModelForSequenceClassification
 from transformers import TrainerCallback
 
-from peft_helpers import pipeline, training
-from peft_helpers.checks import assert_same_logits, rounding_bound
-from peft_helpers.pipeline import compare_methods, load_adapter, run
-from peft_helpers.prediction import predict
-from peft_helpers.tokenization import tokenize_dataset
+from peft_helpers import (
+    Arguments,
+    assert_same_predictions,
+    check_output_dir,
+    classify_texts,
+    load_adapter,
+    make_arguments,
+    pipeline,
+    predict,
+    prepare_splits,
+    reload_arguments,
+    run,
+    tokenize_dataset,
+)
+from peft_helpers.metrics import rounding_bound
+from peft_helpers.pipeline import RunResult, load_recipe
 
 
 @pytest.fixture
-def small(args, raw, monkeypatch):
-    """A configuration whose data set is that of the fixture `raw`."""
-    monkeypatch.setattr(pipeline, "load_dataset_arguments", lambda args: {})
-    monkeypatch.setattr(pipeline, "load_dataset", lambda: raw)
+def small(args) -> Arguments:
     return args.replace(num_train_epochs=1, max_train_samples=12)
 
 
-def test_a_run_is_that_of_its_saved_adapter(small):
-    result = run(small)
-    assert result.label_names == ["negative", "positive"]
-    assert 0 < result.trainable_parameters < result.parameters
-    assert not np.array_equal(result.untuned.predictions, result.tuned.predictions)
-    assert any("eval_f1" in entry for entry in result.log_history)
-    assert list(result.seconds) == [
+@pytest.fixture
+def dataset(raw, small) -> DatasetDict:
+    return prepare_splits(raw, small)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model_dir, tmp_path_factory) -> RunResult:
+    """A run whose adapter the tests only read."""
+    args = make_arguments(
+        model_name_or_path=tiny_model_dir, dataset_name="generated", max_length=32, learning_rate=8e-3,
+        num_train_epochs=1, per_device_train_batch_size=4, output_dir=str(tmp_path_factory.mktemp("run") / "adapter"),
+    )  # fmt: skip
+    return run(prepare_splits(make_raw(), args), args)
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> str:
+    """A copy of its adapter, to be changed."""
+    return shutil.copytree(finished.args.training.output_dir, tmp_path / "copied")
+
+
+def test_a_run_is_that_of_its_saved_adapter(finished, raw):
+    assert finished.label_names == LABELS
+    assert 0 < finished.trainable_parameters < finished.parameters
+    assert not np.array_equal(finished.untuned.predictions, finished.tuned.predictions)
+    assert any("eval_f1" in entry for entry in finished.log_history)
+    assert list(finished.seconds) == [
         "load", "evaluate untuned", "train", "evaluate tuned", "save", "reload and evaluate",
     ]  # fmt: skip
-    model, tokenizer = load_adapter(small.output_dir)
-    test = tokenize_dataset(pipeline.load_splits(small)["test"], tokenizer, tokenizer.model_max_length)
-    again = predict(model, tokenizer, test, small)
-    assert_same_logits(result.tuned.predictions, again.predictions, torch.float32)
+    model, tokenizer = load_adapter(finished.args.training.output_dir)
+    assert tokenizer.model_max_length == 32
+    test = tokenize_dataset(prepare_splits(raw, finished.args)["test"], tokenizer)
+    again = predict(model, tokenizer, test, finished.args)
+    assert assert_same_predictions(finished.tuned, again) == 0
 
 
-def test_a_run_in_4_bits_is_that_of_its_saved_adapter_on_every_processor(small, processor):
-    result = run(replace(small, load_in_4bit=True))
+def test_the_folder_holds_what_is_needed_and_no_checkpoints(finished):
+    names = {path.name for path in Path(finished.args.training.output_dir).iterdir()}
+    assert names == {
+        "adapter_config.json", "adapter_model.safetensors", "config.json", "README.md", "run_config.json",
+        "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+
+
+def test_a_run_in_4_bits_is_that_of_its_saved_adapter_on_every_processor(small, dataset, processor):
+    result = run(dataset, small.replace(load_in_4bit=True))
     assert not np.array_equal(result.untuned.predictions, result.tuned.predictions)
+    folder = small.training.output_dir
+    by_hand = AutoPeftModelForSequenceClassification.from_pretrained(folder, **reload_arguments(folder))
+    for model in (by_hand, load_adapter(folder)[0]):
+        assert isinstance(model.base_model.model.transformer.h[0].attn.c_attn.base_layer, Linear4bit)
 
 
-def test_a_run_in_bfloat16_reloads_within_its_rounding(small, monkeypatch):
+def test_a_run_in_bfloat16_reloads_within_its_rounding(small, dataset, monkeypatch):
     """By the CPU's autocast, which stands in for a GPU's."""
-    in_float32 = run(small).untuned.predictions
-    for module in (training, pipeline):
-        monkeypatch.setattr(module, "compute_dtype", lambda: torch.bfloat16)
-    in_bfloat16 = run(small).untuned.predictions
-    difference = assert_same_logits(in_float32, in_bfloat16, torch.bfloat16)
-    assert difference > rounding_bound(torch.float32) * abs(in_float32).max()
+    in_float32 = run(dataset, small).untuned
+    for module in ("training", "metrics"):
+        monkeypatch.setattr(f"peft_helpers.{module}.compute_dtype", lambda: torch.bfloat16)
+    in_bfloat16 = run(dataset, small.replace(bf16=None)).untuned
+    difference = assert_same_predictions(in_float32, in_bfloat16, torch.bfloat16)
+    assert difference > rounding_bound(torch.float32) * abs(in_float32.predictions).max()
 
 
-def test_a_loaded_adapter_is_on_the_accelerator_if_there_is_one(small, monkeypatch):
-    run(small)
-    assert load_adapter(small.output_dir)[0].device.type == "cpu"
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("meta"))
-    assert load_adapter(small.output_dir)[0].device.type == "meta"
+def test_a_loaded_adapter_is_on_the_accelerator_if_there_is_one(copied, monkeypatch):
+    assert load_adapter(copied)[0].device.type == "cpu"
+    monkeypatch.setattr(pipeline, "best_device", lambda: torch.device("meta"))
+    assert load_adapter(copied)[0].device.type == "meta"
 
 
-def test_callbacks_are_called(small):
-    steps = []
+class StopAtOnce(TrainerCallback):
+    def __init__(self):
+        self.steps = []
 
-    class Count(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs) -> None:
-            steps.append(state.global_step)
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        self.steps.append(state.global_step)
+        control.should_training_stop = state.global_step == 2
 
-    run(small, callbacks=[Count()])
-    assert steps == [0, 1, 2]
+
+def test_callbacks_are_called(small, dataset):
+    callback = StopAtOnce()
+    run(dataset, small, callbacks=[callback])
+    assert callback.steps == [1, 2]
 
 
 @pytest.mark.reliability("fault")
-def test_a_reload_that_differs_is_an_error(small, monkeypatch):
+def test_a_reload_that_differs_is_an_error(small, dataset, monkeypatch):
     load = pipeline.load_adapter
 
     def disturb(*arguments):
@@ -82,36 +128,87 @@ def test_a_reload_that_differs_is_an_error(small, monkeypatch):
 
     monkeypatch.setattr(pipeline, "load_adapter", disturb)
     with pytest.raises(AssertionError, match="Mismatched elements"):
-        run(small)
+        run(dataset, small)
 
 
 @pytest.mark.reliability("bad input")
-def test_an_adapter_of_other_labels_is_refused(small):
-    run(small)
-    with pytest.raises(ValueError, match="labels of other names"):
-        load_adapter(small.output_dir, ["bad", "good"])
+def test_nothing_is_loaded_for_a_folder_that_may_not_be_replaced(small, dataset, monkeypatch):
+    Path(small.training.output_dir).mkdir()
+    Path(small.training.output_dir, "thesis.txt").write_text("mine")
+    monkeypatch.setattr(pipeline, "load_model", lambda *_: pytest.fail("loaded the model"))
+    with pytest.raises(FileExistsError, match="holds no adapter but"):
+        run(dataset, small)
+
+
+# The saved adapter
 
 
 @pytest.mark.reliability("bad input")
-def test_nothing_is_loaded_for_a_folder_that_may_not_be_replaced(small, monkeypatch):
-    Path(small.output_dir).mkdir()
-    Path(small.output_dir, "thesis.txt").write_text("mine")
-    monkeypatch.setattr(pipeline, "load_splits", lambda args: pytest.fail("loaded the data"))
-    with pytest.raises(FileExistsError, match="exists and holds no adapter"):
-        run(small)
+def test_an_adapter_of_other_labels_is_refused(finished):
+    with pytest.raises(ValueError, match=r"has the labels \['negative', 'positive'\], expected"):
+        load_adapter(finished.args.training.output_dir, label_names=["bad", "good"])
 
 
-def test_methods_are_compared_beside_the_reference_points(small, tmp_path):
-    file = str(tmp_path / "results.jsonl")
-    args = replace(small, comparison_methods=["head-only"], comparison_steps=2, comparison_file=file)
-    results, references = compare_methods(args)
-    assert results[-1]["method"] == "head-only"
-    assert len(results) == 3
-    assert all(len(row["predictions"]) == len(references) == 16 for row in results)
+def test_the_same_recipe_may_run_again_and_another_may_not(finished, tmp_path, monkeypatch):
+    check_output_dir(finished.args.replace(max_eval_samples=None))
+    with pytest.raises(FileExistsError, match="another run: lora_r 8"):
+        check_output_dir(finished.args.replace(lora_r=2))
+
+
+def test_the_recipe_is_read_again(finished):
+    args = finished.args
+    found = load_recipe(args.training.output_dir)
+    assert (found.model, found.data, found.lora) == (args.model, args.data, args.lora)
+    assert found.describe() == args.replace(per_device_eval_batch_size=128).describe()
 
 
 @pytest.mark.reliability("bad input")
-def test_methods_are_not_compared_in_several_processes(small, monkeypatch):
-    monkeypatch.setattr("peft_helpers.pipeline.process_state", lambda: SimpleNamespace(num_processes=2))
-    with pytest.raises(ValueError, match="compared in one process, for their times; leave out accelerate launch"):
-        compare_methods(small)
+def test_a_folder_that_no_run_has_saved_is_named(tmp_path):
+    message = r"run_config\.json in the adapter's folder .* found none; name a folder"
+    with pytest.raises(FileNotFoundError, match=message):
+        load_recipe(tmp_path)
+
+
+@pytest.mark.reliability("bad input")
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "Expecting property name"),
+        ("[1]", "must be a mapping"),
+        ('{"rank": 8}', "no option rank"),
+        ('{"seed": -1}', "seed is -1"),
+        ('{"output_dir": "elsewhere"}', "multiple values"),
+    ],
+    ids=["no JSON", "no object", "unknown option", "value out of range", "another folder"],
+)
+def test_a_recipe_that_this_version_does_not_know_is_refused(content, reason, tmp_path):
+    (tmp_path / "run_config.json").write_text(content)
+    with pytest.raises(ValueError, match=f"has not the options of a run .*{reason}.*; copy the folder again, or use"):
+        load_recipe(tmp_path)
+
+
+# Texts
+
+
+def test_texts_get_a_label_and_probabilities_that_sum_to_one(peft_model, tokenizer):
+    table = classify_texts(peft_model, tokenizer, ["good", "", "the cast is a joy to watch " * 40])
+    probabilities = table[["P(negative)", "P(positive)"]].to_numpy()
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+    assert table["label"].tolist() == [LABELS[best] for best in probabilities.argmax(axis=1)]
+    np.testing.assert_array_equal(table["probability"], probabilities.max(axis=1))
+
+
+def test_texts_get_the_probabilities_of_predict_alone_and_among_others(peft_model, tokenizer, tokenized, raw, args):
+    logits = predict(peft_model, tokenizer, tokenized["test"], args).predictions
+    expected = torch.tensor(logits).softmax(-1)[:, 1]
+    texts = raw["test"]["text"][:]
+    together = classify_texts(peft_model, tokenizer, texts)["P(positive)"]
+    alone = [classify_texts(peft_model, tokenizer, [text])["P(positive)"][0] for text in texts[:3]]
+    np.testing.assert_allclose(together, expected, atol=1e-5)
+    np.testing.assert_allclose(alone, expected[:3], atol=1e-5)
+
+
+@pytest.mark.reliability("bad input")
+def test_what_is_no_list_of_texts_cannot_be_classified(peft_model, tokenizer):
+    with pytest.raises(ValueError, match="Expected a list of texts, found 'good'"):
+        classify_texts(peft_model, tokenizer, "good")

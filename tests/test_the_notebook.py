@@ -5,6 +5,7 @@ import html
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from peft_helpers import describe_environment, keep_output_clean
 from peft_helpers.app.command_line import main
-from peft_helpers.notebook import Box
 
 NOTEBOOK = Path("LightweightFineTuning.ipynb")
 BUDGET = "--profile offline --max_train_samples 40 --max_eval_samples 20 --max_length 32 --num_train_epochs 1"
@@ -51,9 +50,9 @@ def test_every_cell_runs_and_the_asserts_hold(executed):
     assert [cell.execution_count for cell in code_cells(notebook)] == list(range(1, len(code_cells(notebook)) + 1))
     text = printed(notebook)
     # The same path, in one process, on the same batches, in float32: the same bits.
-    assert "before and after LoRA was injected: 0.0" in text
+    assert "before and after LoRA was added: 0.0" in text
     assert "logits of the model in memory and of the reloaded one: 0.0" in text
-    assert "perplexity of the model in memory and of the reloaded one: 0.0" in text
+    assert "test blocks" in text
     assert re.search(r"[1-9]\d* of \d+ trainable tensors changed\n0 of \d+ frozen tensors changed", text)
     assert re.search(r"Complete so far: (\d+) of \1 requirements .*\nNext: save this notebook, then run ", text)
 
@@ -107,8 +106,8 @@ def test_the_committed_notebook_is_one_run_in_order_without_settings(committed):
     counts = [cell.execution_count for cell in code_cells(committed)]
     assert counts == list(range(1, len(counts) + 1))
     text = printed(committed)
-    assert "'profile': 'offline'" in text
-    assert "'max_train_samples': None" in text
+    assert "Profile offline: as asked for." in text
+    assert re.search(r"max_train_samples +None", text)
     assert str(Path.cwd()) not in NOTEBOOK.read_text(encoding="utf-8")
 
 
@@ -121,7 +120,7 @@ def test_the_form_of_the_project_is_kept(committed):
         "## Performing Parameter-Efficient Fine-Tuning",
         "## Performing Inference with a PEFT Model",
         "## Comparing PEFT Methods",
-        "## Language Modelling and Text Generation",
+        "## Appendix: Language Modeling",
         "## What to Hand In",
     ]
     for choice in ("PEFT technique", "Model", "Evaluation approach", "Fine-tuning dataset"):
@@ -160,15 +159,16 @@ def test_the_readmes_tables_are_the_committed_notebooks(name, column, committed)
     assert readme_rows(name) == html_rows(committed, column)
 
 
-def test_the_environment_is_described(capsys):
-    keep_output_clean()
-    environment = describe_environment()
-    assert {"python", "torch", "transformers", "peft", "device"} <= set(environment.index)
+def test_the_notebook_is_short(committed):
+    markdown = [cell.source for cell in committed.cells if cell.cell_type == "markdown"]
+    assert len(committed.cells) <= 60
+    assert statistics.median(len(text.split()) for text in markdown) <= 30
+    names = {name for cell in code_cells(committed) for name in re.findall(r"helpers\.(\w+)", cell.source)}
+    assert len(names) <= 45
 
 
-def test_a_box_is_a_frame_in_a_notebook_and_a_line_elsewhere():
-    box = Box("Offline", "a <small> model")
-    assert repr(box) == "Offline: a <small> model"
-    frame = box._repr_html_()
-    assert frame.startswith("<table")
-    assert "Offline</h3><p>a &lt;small&gt; model</p>" in frame
+def test_the_result_stands_on_top(executed):
+    notebook, _ = executed
+    boxes = [output["data"]["text/markdown"] for cell in code_cells(notebook)[:3] for output in cell.outputs
+             if "text/markdown" in output.get("data", {})]  # fmt: skip
+    assert re.search(r"\*\*0\.\d{3}\*\* \| \*\*0\.\d{3}\*\* \| \*\*66,176\*\*", boxes[0])

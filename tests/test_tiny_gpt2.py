@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from peft_helpers import TINY_GPT2
+from peft_helpers.arguments import TINY_GPT2
 from peft_helpers.sources import bbc_news
 from peft_helpers.tiny_gpt2 import pretrain
 

@@ -4,7 +4,8 @@ from conftest import BAD, GOOD
 from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
 
-from peft_helpers import encode_texts, prepare_splits, set_padding, tokenize_dataset, tokenize_passages
+from peft_helpers import prepare_splits, tokenize_dataset, tokenize_splits
+from peft_helpers.tokenization import count_tokens, encode_texts, set_padding
 
 
 def test_padding_is_set_on_tokenizer_and_model_without_resizing(tokenizer, model):
@@ -22,14 +23,17 @@ def test_an_existing_pad_token_is_kept(tokenizer, model):
     assert model.config.pad_token_id == tokenizer.convert_tokens_to_ids("a")
 
 
-def test_texts_are_cut_at_max_length_and_no_end_is_appended(tokenizer, model):
-    encoded = encode_texts(["the cast is a joy to watch", "good"], tokenizer, max_length=3)
-    assert [len(ids) for ids in encoded["input_ids"]] == [3, len(tokenizer("good")["input_ids"])]
-    assert tokenizer.eos_token_id not in encoded["input_ids"][1]
+def test_texts_are_truncated_and_no_end_is_appended(tokenizer, model):
+    tokenizer.model_max_length = 3
+    rows = tokenize_dataset(
+        Dataset.from_dict({"text": ["the cast is a joy to watch", "good"], "label": [0, 1]}), tokenizer
+    )
+    assert [len(ids) for ids in rows["input_ids"]] == [3, len(tokenizer("good")["input_ids"])]
+    assert tokenizer.eos_token_id not in rows["input_ids"][1]
 
 
 def test_a_text_without_tokens_gets_one_that_is_attended_to(tokenizer, model):
-    encoded = encode_texts(["", "good"], tokenizer, max_length=8)
+    encoded = encode_texts(["", "good"], tokenizer)
     assert encoded["input_ids"][0] == [tokenizer.pad_token_id]
     assert encoded["attention_mask"][0] == [1]
 
@@ -48,53 +52,62 @@ TEXTS = [
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_row_gives_the_same_logits_alone_and_in_a_batch(text, tokenizer, peft_model):
     peft_model.eval()
-    rows = [encode_texts([text], tokenizer, 32), encode_texts([*TEXTS, text], tokenizer, 32)]
+    rows = [encode_texts(texts, tokenizer) for texts in ([text], [*TEXTS, text])]
     with torch.inference_mode():
+        for row in rows:
+            row.pop("overflow_to_sample_mapping")
         alone, batch = (peft_model(**tokenizer.pad(row, return_tensors="pt")).logits for row in rows)
     torch.testing.assert_close(alone[0], batch[-1], rtol=0, atol=1e-5)
 
 
-def test_dataset_has_what_training_and_the_figure_need(tokenized, raw, tokenizer):
+def test_a_dataset_has_what_training_needs(tokenized, raw, tokenizer):
     train = tokenized["train"]
-    assert set(train.column_names) == {"input_ids", "attention_mask", "labels", "length", "text_length"}
+    assert set(train.column_names) == {"input_ids", "attention_mask", "labels", "length"}
     assert train["input_ids"][:] == tokenizer(raw["train"]["text"][:])["input_ids"]
     assert train["length"][:] == [len(ids) for ids in train["input_ids"]]
 
 
-def test_text_length_counts_what_is_cut(raw, args, tokenizer, model):
-    short = tokenize_dataset(prepare_splits(raw, args), tokenizer, max_length=4)["train"]
-    whole = [len(ids) for ids in tokenizer(raw["train"]["text"][:])["input_ids"]]
-    assert max(whole) > 8
-    assert short["text_length"][:] == whole
-    assert short["length"][:] == [min(length, 4) for length in whole]
-
-
-def test_special_tokens_of_what_is_cut_are_not_counted(tokenizer, model):
+def test_tokens_are_counted_before_truncation_with_special_tokens(tokenizer):
     eos = tokenizer.eos_token
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"$A {eos}", special_tokens=[(eos, tokenizer.eos_token_id)]
     )
-    texts = ["the cast is a joy to watch from start to end", "good"]
-    dataset = Dataset.from_dict({"text": texts, "label": [0, 1]})
-    whole = [len(ids) for ids in tokenizer(texts)["input_ids"]]
-    assert tokenize_dataset(dataset, tokenizer, max_length=4)["text_length"][:] == whole
+    tokenizer.model_max_length = 4
+    texts = ["", "good", "good " * 50]
+    assert count_tokens(texts, tokenizer) == [len(tokenizer.tokenize(text)) + 1 for text in texts]
 
 
 @pytest.mark.reliability("bad input")
 def test_a_tokenizer_that_cannot_tell_what_was_cut_is_refused(tokenizer, raw, monkeypatch):
     monkeypatch.setattr(type(tokenizer), "is_fast", False)
     with pytest.raises(ValueError, match="not backed by the tokenizers library"):
-        tokenize_dataset(raw, tokenizer, max_length=4)
+        tokenize_dataset(raw, tokenizer)
 
 
-def test_passages_cover_a_long_text_and_keep_its_label(tokenizer, model):
+@pytest.mark.reliability("bad input")
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ("good", "Expected a list of texts, found 'good'"),
+        ([], r"Expected a list of texts, found \[\]"),
+        (["good", None], "Text 1 is None; expected a string"),
+        (["\ud83d film"], "Text 0 has half of a surrogate pair.*at position 0"),
+    ],
+)
+def test_what_is_no_list_of_whole_texts_is_an_error(texts, message, tokenizer):
+    with pytest.raises(ValueError, match=message):
+        encode_texts(texts, tokenizer)
+
+
+def test_chunks_cover_a_long_text_and_keep_its_label(tokenizer, model):
+    tokenizer.model_max_length = 8
     texts = ["good", GOOD[3], "", BAD[3]]
-    rows = tokenize_passages(Dataset.from_dict({"text": texts, "label": [1, 1, 0, 0]}), tokenizer, max_length=8)
-    whole = [tokenizer(text)["input_ids"] or [tokenizer.pad_token_id] for text in texts]
+    rows = tokenize_dataset(Dataset.from_dict({"text": texts, "label": [1, 1, 0, 0]}), tokenizer, chunks=True)
+    whole = [tokenizer(text, truncation=False)["input_ids"] or [tokenizer.pad_token_id] for text in texts]
     expected = []
     for ids, label in zip(whole, [1, 1, 0, 0], strict=True):
-        passages = [ids[start : start + 8] for start in range(0, len(ids), 8)]
-        expected += [(passage, label) for n, passage in enumerate(passages) if n == 0 or len(passage) >= 2]
+        chunks = [ids[start : start + 8] for start in range(0, len(ids), 8)]
+        expected += [(chunk, label) for n, chunk in enumerate(chunks) if n == 0 or len(chunk) >= 2]
     assert len(expected) > len(texts)
     assert list(zip(rows["input_ids"], rows["labels"], strict=True)) == expected
     assert rows["length"][:] == [len(ids) for ids in rows["input_ids"]]
@@ -104,5 +117,14 @@ def test_passages_cover_a_long_text_and_keep_its_label(tokenizer, model):
 def test_a_short_rest_is_left_out_unless_it_is_all_there_is(tokenizer, model):
     ids = tokenizer(GOOD[3])["input_ids"]
     dataset = Dataset.from_dict({"text": [GOOD[3]], "label": [0]})
-    assert len(tokenize_passages(dataset, tokenizer, max_length=len(ids) - 1)) == 1
-    assert len(tokenize_passages(dataset, tokenizer, max_length=4 * len(ids))) == 1
+    for max_length in (len(ids) - 1, 4 * len(ids)):
+        tokenizer.model_max_length = max_length
+        assert len(tokenize_dataset(dataset, tokenizer, chunks=True)) == 1
+
+
+def test_only_the_training_texts_are_chunked(raw, args, tokenizer, model):
+    tokenizer.model_max_length = 8
+    dataset = prepare_splits(raw, args)
+    rows = tokenize_splits(dataset, tokenizer)
+    assert rows["train"].num_rows > dataset["train"].num_rows
+    assert [rows[name].num_rows for name in ("validation", "test")] == [8, 16]

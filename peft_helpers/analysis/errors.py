@@ -1,4 +1,4 @@
-"""What a model gets wrong, and how sure it is of it."""
+"""Error analysis: which examples a model gets wrong, and how confident it is in each."""
 
 import numpy as np
 import pandas as pd
@@ -6,31 +6,30 @@ from datasets import Dataset
 from scipy.special import softmax
 from transformers import EvalPrediction
 
+from peft_helpers.analysis.significance import check_same_examples
+from peft_helpers.metrics import predicted_labels
+
 EXCERPT = 300  # characters
 
 
-def most_confident_errors(output: EvalPrediction, test: Dataset, label_names: list[str], rows: int = 5) -> pd.DataFrame:
-    """Return the wrong answers of which the model was surest, the surest first.
+def most_confident_errors(output: EvalPrediction, test: Dataset, label_names: list[str], top: int = 5) -> pd.DataFrame:
+    """Return the wrong predictions in descending order of confidence, with the text, cut to 300 characters.
 
     Args:
-        output: logits, shape (rows, labels), of `predict` on ``test``.
-        test: the rows, with ``text`` and ``label``.
+        output: logits, shape (examples, labels), of `predict` on ``test``.
+        test: the examples, with ``text`` and ``label``.
         label_names: the name of each label number.
-        rows: how many to return at most.
+        top: how many to return at most.
 
     Raises:
-        ValueError: ``output`` is not of the rows of ``test``.
+        ValueError: ``output`` is not of the examples of ``test``.
     """
-    if not np.array_equal(output.label_ids, test["label"][:]):
-        raise ValueError("The output is not of these rows in this order; pass the rows that predict was called on.")
-    probabilities = softmax(output.predictions, axis=-1)
-    predicted = probabilities.argmax(axis=-1)
-    wrong = np.flatnonzero(predicted != output.label_ids)
-    worst = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][:rows]
-    texts = test.select(worst)["text"][:]
-    return pd.DataFrame({
-        "text": [text if len(text) <= EXCERPT else text[:EXCERPT] + "…" for text in texts],
-        "true label": [label_names[number] for number in output.label_ids[worst]],
-        "predicted": [label_names[number] for number in predicted[worst]],
-        "probability": probabilities[worst, predicted[worst]],
-    }, index=pd.Index(worst, name="test row"))  # fmt: skip
+    check_same_examples(output.label_ids, test["label"][:])
+    probabilities, names = softmax(output.predictions, axis=-1), np.array(label_names)
+    table = pd.DataFrame({
+        "text": [text if len(text) <= EXCERPT else text[:EXCERPT] + "…" for text in test["text"]],
+        "true label": names[output.label_ids],
+        "predicted": names[predicted_labels(output)],
+        "probability": probabilities.max(axis=-1),
+    }).rename_axis("test example")  # fmt: skip
+    return table[table["true label"] != table["predicted"]].nlargest(top, "probability")

@@ -1,166 +1,146 @@
 """Figures that stay readable in greyscale; each function returns the figure that it drew."""
 
-import itertools
-import logging
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from datasets import Dataset
+from datasets import DatasetDict
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
-from transformers import EvalPrediction
+from sklearn.metrics import ConfusionMatrixDisplay
+from transformers import EvalPrediction, PreTrainedTokenizerBase
 
-from peft_helpers.analysis.report import METRIC_NAMES, predicted_labels
-from peft_helpers.comparison.baselines import CLASSICAL, MAJORITY
-from peft_helpers.metrics import compute_metrics
+from peft_helpers.metrics import METRIC_NAMES, compute_metrics, predicted_labels
+from peft_helpers.tokenization import count_tokens
 
-# On a new machine the first figure builds a font cache and says so on stderr.
-logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+MAJORITY, CLASSICAL = "majority class", "TF-IDF + logistic regression"  # the baselines
+MARKERS = "os^vD<p>PX*hd"
+DARK, MEDIUM, LIGHT, LINE = "#1f4e79", "#6f9fc8", "#a8c6e0", "#b03a2e"
+EDGE = {"edgecolor": "black", "linewidth": 0.5}
+BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.1), "ncols": 3, "fontsize": "small"}
 
-DARK, LIGHT, LINE = "#1f4e79", "#a8c6e0", "#b03a2e"
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write ``figure`` to ``path`` and close it."""
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
-def plot_class_balance(counts: pd.DataFrame) -> Figure:
-    """Draw the share of each label (row of ``counts``) in each split (column)."""
+def plot_class_balance(dataset: DatasetDict) -> Figure:
+    """Draw the share of each label in each split."""
+    names = dataset["train"].features["label"].names
+    counts = {name: np.bincount(split["label"][:], minlength=len(names)) for name, split in dataset.items()}
+    counts = pd.DataFrame(counts, index=names)
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
     shares = 100 * counts / counts.sum()
-    shares.columns = [f"{split} ({rows:,} rows)" for split, rows in counts.sum().items()]
-    shares.plot.bar(ax=axes, color=[DARK, "#6f9fc8", LIGHT], edgecolor="black", linewidth=0.5, width=0.8,
-                    rot=0 if len(counts) <= 8 else 60)  # fmt: skip
+    shares.columns = [f"{split} ({examples:,} examples)" for split, examples in counts.sum().items()]
+    rotation = 0 if len(counts) <= 8 else 60
+    shares.plot.bar(ax=axes, color=[DARK, MEDIUM, LIGHT], width=0.8, rot=rotation, **EDGE)
     axes.set(ylabel="share of the split, %", title="Class balance")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, fontsize="small")
+    axes.legend(**BELOW)
     return figure
 
 
-def plot_token_lengths(tokenized: Dataset, max_length: int) -> Figure:
-    """Draw how long the texts are, in tokens, and what ``max_length`` cuts."""
-    lengths = np.asarray(tokenized["text_length"][:])
-    cut, lost = np.mean(lengths > max_length), np.maximum(lengths - max_length, 0).sum() / max(lengths.sum(), 1)
+def plot_token_lengths(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Figure:
+    """Draw how long the texts are, and how much lies beyond the ``model_max_length`` tokens of the tokenizer."""
+    lengths, max_length = np.asarray(count_tokens(texts, tokenizer)), tokenizer.model_max_length
+    longer, beyond = np.mean(lengths > max_length), np.maximum(lengths - max_length, 0).sum() / max(lengths.sum(), 1)
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
-    longest = np.quantile(lengths, 0.99)
-    axes.hist(np.minimum(lengths, longest), bins=50, color=LIGHT, edgecolor="black", linewidth=0.5)
+    axes.hist(np.minimum(lengths, np.quantile(lengths, 0.99)), bins=50, color=LIGHT, **EDGE)
     axes.axvline(max_length, color=LINE, linestyle="--", label=f"max_length = {max_length}")
     axes.set(xlabel="tokens (the longest 1 % in the last bar)", ylabel=f"texts, of {len(lengths):,}")
-    axes.set_title(f"max_length cuts {cut:.0%} of the texts and {lost:.0%} of all their tokens")
+    axes.set_title(f"{longer:.0%} of texts are longer than max_length; {beyond:.0%} of tokens lie beyond it")
     axes.legend()
     return figure
 
 
 def plot_training(log_history: list[dict]) -> Figure:
     """Draw the losses and the validation metrics of ``trainer.state.log_history`` over the epochs."""
-    train = [(entry["epoch"], entry["loss"]) for entry in log_history if "loss" in entry]
+    train = pd.DataFrame([entry for entry in log_history if "loss" in entry], columns=["epoch", "loss"])
     evaluated = pd.DataFrame([entry for entry in log_history if "eval_loss" in entry])
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    left.plot(*zip(*train, strict=True), color=DARK, marker="o", label="training")
-    left.plot(evaluated["epoch"], evaluated["eval_loss"], color=LINE, marker="s", linestyle="--", label="validation")
+    left.plot("epoch", "loss", data=train, color=DARK, marker="o", label="training")
+    left.plot("epoch", "eval_loss", data=evaluated, color=LINE, marker="s", linestyle="--", label="validation")
     left.set(xlabel="epoch", ylabel="cross-entropy, nats", title="Loss")
     left.legend()
-    right.plot(evaluated["epoch"], evaluated["eval_accuracy"], color=LIGHT, marker="o", label="accuracy")
-    right.plot(evaluated["epoch"], evaluated["eval_f1"], color=DARK, marker="s", label="F1 (macro)")
-    best = evaluated.loc[evaluated["eval_f1"].idxmax()]
-    right.plot(best["epoch"], best["eval_f1"], color=LINE, marker="*", markersize=16, linestyle="", label="kept")
-    right.set(xlabel="epoch", ylabel="score on the validation rows", title="Validation")
-    right.legend()
+    right.plot("epoch", "eval_accuracy", data=evaluated, color=LIGHT, marker="o", label="accuracy")
+    right.plot("epoch", "eval_f1", data=evaluated, color=DARK, marker="s", label="F1 (macro)")
+    _mark_kept(right, evaluated.loc[evaluated["eval_f1"].idxmax()], "eval_f1")
+    right.set(xlabel="epoch", ylabel="score on the validation examples", title="Validation")
     return figure
+
+
+def _mark_kept(axes: Axes, best: pd.Series, metric: str) -> None:
+    axes.plot(best["epoch"], best[metric], color=LINE, marker="*", markersize=16, linestyle="", label="kept")
+    axes.legend()
 
 
 def plot_confusions(untuned: EvalPrediction, tuned: EvalPrediction, label_names: list[str]) -> Figure:
     """Draw both confusion matrices, in shares of the true label, on one scale."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", sharey=True)
+    labels = range(len(label_names))
     for axis, output, title in zip(axes, (untuned, tuned), ("Untuned", "Fine-tuned with LoRA"), strict=True):
-        matrix = confusion_matrix(
-            output.label_ids, predicted_labels(output), labels=range(len(label_names)), normalize="true"
-        )
-        display = ConfusionMatrixDisplay(matrix, display_labels=label_names)
-        display.plot(
-            ax=axis,
-            cmap="Blues",
-            values_format=".2f",
-            colorbar=False,
-            include_values=len(label_names) <= 12,
+        display = ConfusionMatrixDisplay.from_predictions(
+            output.label_ids, predicted_labels(output), labels=labels, display_labels=label_names, normalize="true",
+            ax=axis, cmap="Blues", values_format=".2f", colorbar=False, include_values=len(labels) <= 12,
             im_kw={"vmin": 0, "vmax": 1},
-        )
+        )  # fmt: skip
         for text in np.ravel(display.text_) if display.text_ is not None else ():
-            text.set_color("white" if float(text.get_text()) > 0.5 else "black")  # on the scale that both share
+            text.set_color("white" if float(text.get_text()) > 0.6 else "black")  # on the scale that both share
         axis.set(title=title, ylabel="true label" if axis is axes[0] else "", xlabel="predicted label")
-        axis.set_xticks(axis.get_xticks(), label_names, rotation=30, ha="right", rotation_mode="anchor")
-    figure.colorbar(display.im_, ax=axes, label="share of the true label's rows", shrink=0.8)
-    figure.suptitle(f"Confusion on {len(tuned.label_ids):,} test rows")
+        axis.set_xticks(labels, label_names, rotation=30, ha="right", rotation_mode="anchor")
+    figure.colorbar(display.im_, ax=axes, label="share of the true label's examples", shrink=0.8)
+    figure.suptitle(f"Confusion on {len(tuned.label_ids):,} test examples")
     return figure
 
 
 def plot_before_after(untuned: EvalPrediction, tuned: EvalPrediction, majority: EvalPrediction) -> Figure:
-    """Draw each metric before and after fine-tuning, over it the level of ``majority``, from `majority_class`."""
+    """Draw each metric before and after fine-tuning, and as a line that of ``majority``, from `majority_class`."""
+    outputs = {"untuned": untuned, "LoRA, reloaded": tuned, MAJORITY: majority}
+    scores = pd.DataFrame({name: compute_metrics(output) for name, output in outputs.items()}).rename(METRIC_NAMES)
+    levels = scores.pop(MAJORITY)
     figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
-    places = np.arange(len(METRIC_NAMES))
-    for output, shift, color, name in ((untuned, -0.2, LIGHT, "untuned"), (tuned, 0.2, DARK, "LoRA, reloaded")):
-        scores = compute_metrics(output)
-        bars = axes.bar(places + shift, [scores[metric] for metric in METRIC_NAMES], 0.4, color=color, label=name,
-                        edgecolor="black", linewidth=0.5)  # fmt: skip
-        white = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+    scores.plot.bar(ax=axes, color=[LIGHT, DARK], width=0.8, rot=0, **EDGE)
+    white = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+    for bars in axes.containers:
         axes.bar_label(bars, fmt="%.3f", fontsize="small", padding=3, bbox=white, zorder=3)
-    scores = compute_metrics(majority)
-    levels = [scores[metric] for metric in METRIC_NAMES]
-    axes.hlines(levels, places - 0.45, places + 0.45, color=LINE, linestyle="--", label="majority class")
-    axes.set_xticks(places, METRIC_NAMES.values())
-    axes.set(ylim=(0, 1.12), ylabel="score", title=f"Before and after, on {len(tuned.label_ids):,} test rows")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, fontsize="small")
+    places = np.arange(len(levels))
+    axes.hlines(levels, places - 0.45, places + 0.45, color=LINE, linestyle="--", label=MAJORITY)
+    axes.set(ylim=(0, 1.12), ylabel="score", title=f"Before and after, on {len(tuned.label_ids):,} test examples")
+    axes.legend(**BELOW)
     return figure
 
 
-def plot_methods(summary: pd.DataFrame, rows: int) -> Figure:
+def plot_methods(summary: pd.DataFrame, examples: int) -> Figure:
     """Draw the quality of each method of `summarize_methods` against its trainable parameters and its training time.
 
-    The bars are the 95 % intervals over the ``rows`` test rows; the lines are the reference points. A reference point
-    far below every method stands in the legend only, so that the methods can be told apart.
+    The bars are the 95 % intervals over that many test examples; the lines are the baselines and full fine-tuning. A
+    line far below every method stands in the legend only, so that the methods can be told apart.
     """
     figure, axes = plt.subplots(1, 2, figsize=(11, 5), layout="constrained", sharey=True)
     methods = summary.drop(index=[MAJORITY, CLASSICAL], errors="ignore")
-    markers = dict(zip(methods.index, itertools.cycle("os^vD<p>PX*hd"), strict=False))
-    shades = dict(zip(methods.index, itertools.cycle((DARK, LIGHT, "white")), strict=False))
     beside = 1.25 ** methods.groupby("trainable_parameters").cumcount()  # equal numbers stand side by side
-    places = (methods["trainable_parameters"] * beside, methods["train_seconds"])
-    for axis, place in zip(axes, places, strict=True):
-        for name, row in methods.iterrows():
+    for axis, places in zip(axes, (methods["trainable_parameters"] * beside, methods["train_seconds"]), strict=True):
+        for number, (name, row) in enumerate(methods.iterrows()):
             errors = [[row["f1"] - row["f1_low"]], [row["f1_high"] - row["f1"]]]
-            axis.errorbar(place[name], row["f1"], yerr=errors, fmt=markers[name], color=DARK, mfc=shades[name],
+            shape, shade = MARKERS[number % len(MARKERS)], (DARK, LIGHT, "white")[number % 3]
+            axis.errorbar(places[name], row["f1"], yerr=errors, fmt=shape, color=DARK, mfc=shade,
                           markersize=9, elinewidth=1, capsize=3, label=name)  # fmt: skip
-        _draw_reference_points(axis, summary, (methods if len(methods) else summary)["f1_low"].min())
-    axes[0].set(xscale="log", xlabel="trainable parameters", ylabel=f"F1 (macro) on {rows:,} test rows")
+    _draw_baselines(axes, summary, (methods if len(methods) else summary)["f1_low"].min())
+    axes[0].set(xscale="log", xlabel="trainable parameters", ylabel=f"F1 (macro) on {examples:,} test examples")
     axes[1].set(xlabel="training time, seconds", xlim=(0, None))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
     figure.suptitle("What each method reaches, and what it costs (bars: 95 % intervals)")
     return figure
 
 
-def _draw_reference_points(axis: Axes, summary: pd.DataFrame, lowest: float) -> None:
-    for name, style in ((CLASSICAL, "--"), (MAJORITY, ":"), ("full", "-.")):
+def _draw_baselines(axes: np.ndarray, summary: pd.DataFrame, lowest: float) -> None:
+    shown = summary[summary["f1"] > lowest - 0.2]
+    for name, style in {CLASSICAL: "--", MAJORITY: ":", "full": "-."}.items():
         if name in summary.index:
             score = summary.loc[name, "f1"]
-            is_far_below = score < lowest - 0.2
-            line = axis.axhline(score, color=LINE, linestyle=style, linewidth=1)
-            line.set_label(f"{name}: {score:.3f}{' (below)' if is_far_below else ''}")
-    scores = summary["f1"][summary["f1"] > lowest - 0.2]
-    axis.set_ylim(min(scores.min(), lowest) - 0.02, summary["f1_high"].max() + 0.01)
-
-
-def plot_perplexity(log_history: list[dict], untuned: dict[str, float], tuned: dict[str, float]) -> Figure:
-    """Draw the validation perplexity of ``trainer.state.log_history`` over the epochs, and that of the test blocks.
-
-    ``untuned`` and ``tuned`` are the results of `evaluate_perplexity` on the test blocks before and after training.
-    """
-    evaluated = pd.DataFrame([entry for entry in log_history if "eval_perplexity" in entry])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", width_ratios=(2, 1))
-    left.plot(evaluated["epoch"], evaluated["eval_perplexity"], color=DARK, marker="s")
-    best = evaluated.loc[evaluated["eval_perplexity"].idxmin()]
-    left.plot(best["epoch"], best["eval_perplexity"], color=LINE, marker="*", markersize=16, linestyle="", label="kept")
-    left.set(xlabel="epoch", ylabel="perplexity", title="Validation blocks")
-    left.legend()
-    bars = right.bar(["untuned", "LoRA"], [untuned["perplexity"], tuned["perplexity"]], color=[LIGHT, DARK],
-                     edgecolor="black", linewidth=0.5)  # fmt: skip
-    right.bar_label(bars, fmt="%.1f", padding=2)
-    right.margins(y=0.12)
-    right.set(title=f"Test blocks ({tuned['predicted_tokens']:,} tokens)")
-    return figure
+            label = f"{name}: {score:.3f}{'' if name in shown.index else ' (below)'}"
+            for axis in axes:
+                axis.axhline(score, color=LINE, linestyle=style, linewidth=1, label=label)
+    axes[0].set_ylim(min(shown["f1"].min(), lowest) - 0.02, summary["f1_high"].max() + 0.01)

@@ -5,25 +5,21 @@ import os
 import re
 import shlex
 import tomllib
+from argparse import Action, ArgumentDefaultsHelpFormatter
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from peft_helpers.arguments import (
-    OPTIONS,
-    TINY_GPT2,
-    Arguments,
-    DataArguments,
-    ModelArguments,
-    TrainingOptions,
-    find_model,
-)
-from peft_helpers.sources.hub import explain_availability
+from peft_helpers.app.notebook import warn_offline
+from peft_helpers.arguments import BBC_NEWS, OPTIONS, TINY_GPT2, Arguments, TrainingOptions
+from peft_helpers.sources.hub import NotOnHubError, explain_availability
 
 ENVIRONMENT_VARIABLE = "LFT_ARGS"
-SETTINGS = tomllib.loads(Path(__file__).with_name("profiles.toml").read_text(encoding="utf-8"))
+_TOML = Path(__file__).with_name("profiles.toml").read_text(encoding="utf-8")
+SETTINGS = tomllib.loads(_TOML.replace("tiny_gpt2", TINY_GPT2))
+WIKITEXT = "Salesforce/wikitext"
 # Options that had another name, and what to say now.
 RENAMED = {
     "max_train_rows": "--max_train_samples",
@@ -31,16 +27,28 @@ RENAMED = {
     "lm_max_eval_rows": "--lm_max_eval_samples",
     "checkpoint_dir": "--output_dir, which holds the checkpoints while training lasts",
 }
+_WHAT_RUNS = ("model_name_or_path", "dataset_name")
+
+
+class _HelpFormatter(ArgumentDefaultsHelpFormatter):
+    """Shows the type of an option's value, and its default if there is one."""
+
+    def _get_default_metavar_for_optional(self, action: Action) -> str:
+        name = getattr(action.type, "__name__", "value")
+        return {"string_to_bool": "bool"}.get(name, name)
+
+    def _get_help_string(self, action: Action) -> str:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 class Parser(HfArgumentParser):
     """Parses groups of options; raises where argparse would end the process and hide the reason."""
 
     def __init__(self, *groups: type, **options):
-        super().__init__(groups, allow_abbrev=False, **options)
+        super().__init__(groups, allow_abbrev=False, formatter_class=_HelpFormatter, **options)
         names = ", ".join(SETTINGS["profile"])
         help_text = f"{names}, or auto: gpt2-sst2, but offline on a machine without a network"
-        self.add_argument("--profile", default="auto", help=help_text)
+        self.add_argument("--profile", type=str, default="auto", help=help_text)
 
     def error(self, message: str) -> None:
         """Raise a ValueError in place of ending the process."""
@@ -60,6 +68,7 @@ def parse_arguments(words: str | list[str] | None = None, **defaults) -> Argumen
 
     Raises:
         ValueError: an option, profile or value is not known or out of range.
+        FileNotFoundError: the model or the dataset is a path at which there is nothing.
         ConnectionError: the profile is ``auto``, and the Hub is there but does not serve; see `explain_availability`.
     """
     if words is None:
@@ -69,40 +78,69 @@ def parse_arguments(words: str | list[str] | None = None, **defaults) -> Argumen
             raise ValueError(f"{ENVIRONMENT_VARIABLE}: {error}") from error
     words = shlex.split(words) if isinstance(words, str) else words
     named = check_options(words)
-    first = Parser(ModelArguments, DataArguments, add_help=False).parse_known_args(words)[0]
-    profile, reason = _choose_profile(first.profile, named)
-    chosen = dict(SETTINGS["profile"].get(profile, {}))
-    chosen |= {name: getattr(first, name) for name in _WHAT_RUNS if name in named}
-    chosen["model_name_or_path"] = find_model(chosen["model_name_or_path"])
+    # This project's own options first: an error in them need not wait for transformers' class, which takes seconds.
+    model, data, *_, other, _ = Parser(*OPTIONS, add_help=False).parse_args_into_dataclasses(
+        words, return_remaining_strings=True, look_for_args_file=False
+    )
+    _check_path("model_name_or_path", model.model_name_or_path)
+    _check_path("dataset_name", data.dataset_name)
+    profile, reason = _choose_profile(other.profile, named)
+    runs = {name: value for name, value in (vars(model) | vars(data)).items() if name in named & {*_WHAT_RUNS}}
+    chosen = SETTINGS["profile"].get(profile, {}) | runs
+    parser = Parser(*_all_options(), add_help=False)
+    parser.set_defaults(**chosen | _suitable_settings(**chosen, streaming=data.streaming) | defaults)
+    *groups, _ = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+    print(f"Profile {profile}: {reason}.")
+    return Arguments(*groups, profile)
+
+
+def _all_options() -> list[type]:
     from peft_helpers.training import TrainingArguments  # takes seconds
 
-    groups = [TrainingArguments if group is TrainingOptions else group for group in OPTIONS]
-    parser = Parser(*groups, add_help=False)
-    parser.set_defaults(**chosen | _suitable_settings(**chosen, streaming=first.streaming) | defaults)
-    *parsed, _ = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
-    print(f"Profile {profile}: {reason}.")
-    return Arguments(*parsed, profile)
+    return [TrainingArguments if group is TrainingOptions else group for group in OPTIONS]
 
 
-_WHAT_RUNS = ("model_name_or_path", "dataset_name")
+def describe_options(program: str, description: str, everything: bool = False) -> str:
+    """Return the help of a command that takes all options: this project's own, or also those of transformers."""
+    parser = Parser(
+        *(_all_options() if everything else OPTIONS),
+        prog=program,
+        description=description,
+        usage="%(prog)s [OPTIONS]",
+        epilog="The profile, the model and the dataset change some of these defaults; an option that is given wins.",
+    )
+    parser.add_argument("--help_all", action="store_true", help="also show the options of transformers' Trainer")
+    return parser.format_help()
 
 
 def check_options(words: list[str]) -> set[str]:
     """Return the names of the options in ``words``, after checking that there are such options.
 
     Raises:
-        ValueError: there is no such option; the message has the one that was probably meant.
+        ValueError: there is no such option; the message has its new name, or the one that was probably meant.
     """
     # Read, since importing transformers' class takes seconds.
     source = Path(find_spec("transformers").origin).with_name("training_args.py").read_text(encoding="utf-8")
-    known = {"profile", *(option.name for group in OPTIONS for option in fields(group))}
-    known |= set(re.findall(r"^    (\w+): ", source, re.MULTILINE))
-    named = {word.split("=")[0][2:].replace("-", "_") for word in words if word.startswith("--")}
-    for name in sorted(named - known - {f"no_{name}" for name in known}):
-        nearest = RENAMED.get(name) or ", ".join(f"--{each}" for each in difflib.get_close_matches(name, known))
-        hint = f"Did you mean {nearest}?" if nearest else "See `python -m peft_helpers --help` for the options."
-        raise ValueError(f"Unknown option --{name}. {hint}")
-    return named
+    own = {"profile", *(option.name for group in OPTIONS for option in fields(group))}
+    known = own | set(re.findall(r"^    (\w+): ", source, re.MULTILINE))
+    known |= {f"no_{name}" for name in re.findall(r"^    (\w+): bool\b", source, re.MULTILINE)}
+    options = [word.partition("=")[0] for word in words if re.match(r"-+[A-Za-z]", word)]
+    named = {option.removeprefix("--").replace("-", "_"): option for option in options}
+    for name in sorted(named.keys() - known):
+        misspelt = difflib.get_close_matches(name, known, 1, cutoff=0.8)
+        nearest = RENAMED.get(name, "--" + (misspelt or difflib.get_close_matches(name, own, 1, cutoff=0))[0])
+        raise ValueError(
+            f"Unknown option {named[name]}. Did you mean {nearest}? See python -m peft_helpers train --help."
+        )
+    return set(named)
+
+
+def _check_path(option: str, name: str) -> None:
+    """Find a mistyped path before the Hub is asked for anything; what is at the path is checked when it is read."""
+    path = Path(name)
+    is_path = path.is_absolute() or name.startswith(".") or re.search(r"\.(csv|tsv|jsonl?|parquet)(\.gz)?$", name)
+    if is_path and not path.exists():
+        raise FileNotFoundError(f"{option} is {name!r}: there is no such file or folder. Check the path.")
 
 
 def _choose_profile(profile: str, named: set[str]) -> tuple[str, str]:
@@ -116,21 +154,62 @@ def _choose_profile(profile: str, named: set[str]) -> tuple[str, str]:
     available, reason = explain_availability(**wanted)
     if available:
         return "gpt2-sst2", reason
-    from peft_helpers.app.notebook import warn_offline  # takes seconds
-
     warn_offline(wanted.values(), [SETTINGS["profile"]["offline"][name] for name in wanted])
     return "offline", reason
 
 
 def _suitable_settings(model_name_or_path: str, dataset_name: str, streaming: bool, **_) -> dict:
-    model = "tiny_gpt2" if model_name_or_path == TINY_GPT2 else model_name_or_path
-    settings = SETTINGS["model"].get(model, {}) | SETTINGS["dataset"].get(dataset_name, {})
-    if dataset_name in SETTINGS["cpu"] and _only_a_cpu():
+    settings = SETTINGS["model"].get(model_name_or_path, {}) | SETTINGS["dataset"].get(dataset_name, {})
+    if dataset_name in SETTINGS["cpu"] and _has_only_a_cpu():
         settings |= SETTINGS["cpu"][dataset_name]
     return settings | ({"max_train_samples": None} if streaming else {})
 
 
-def _only_a_cpu() -> bool:
+def _has_only_a_cpu() -> bool:
     import torch  # takes seconds, and few runs depend on it
 
     return not torch.accelerator.is_available()
+
+
+def check_run(args: Arguments) -> Arguments:
+    """Check what would make the notebook fail later: the model, the adapter's folder, the methods; `choose_texts`.
+
+    Raises:
+        FileExistsError, FileNotFoundError, OSError, ValueError: see `check_model`, `check_output_dir` and
+            `plan_comparison`.
+    """
+    from peft_helpers.adapters import check_output_dir  # these take seconds
+    from peft_helpers.comparison.runner import plan_comparison
+    from peft_helpers.modeling import check_model
+
+    check_model(args)
+    check_output_dir(args)
+    plan_comparison(args)
+    return choose_texts(args)
+
+
+def choose_texts(args: Arguments) -> Arguments:
+    """Return ``args`` with the texts for language modeling, if they are ``auto``, chosen; print them and the reason.
+
+    They are WikiText-2, or a topic of BBC News where this machine is offline or its Hub lacks WikiText.
+
+    Raises:
+        ConnectionError: the Hub is there but does not serve; see `explain_availability`.
+    """
+    name, reason = args.language_modeling.lm_dataset_name, "as asked for"
+    if name == "auto":
+        name, reason = _find_texts()
+    configuration = args.language_modeling.lm_dataset_config_name or SETTINGS["texts"].get(name)
+    print(f"Language modeling on {' '.join(filter(None, (name, configuration)))}: {reason}.")
+    return args.replace(lm_dataset_name=name, lm_dataset_config_name=configuration)
+
+
+def _find_texts() -> tuple[str, str]:
+    try:
+        available, reason = explain_availability(dataset_name=WIKITEXT, instead=f"--lm_dataset_name {BBC_NEWS}")
+    except NotOnHubError:  # a mirror that holds some repositories only
+        return BBC_NEWS, f"this Hub has no {WIKITEXT}"
+    if available:
+        return WIKITEXT, reason
+    warn_offline([WIKITEXT], [BBC_NEWS])
+    return BBC_NEWS, reason

@@ -3,23 +3,20 @@
 import os
 import re
 import socket
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from peft_helpers.adapters import load_run_config
 from peft_helpers.arguments import Arguments
+from peft_helpers.distributed import best_device
 from peft_helpers.model_card import display_name
-from peft_helpers.modeling import load_base_model, move_to_device
-from peft_helpers.app.notebook import keep_output_clean
-from peft_helpers.pipeline import load_adapter
-from peft_helpers.prediction import classify_texts
-from peft_helpers.tokenization import tokenize_batch
+from peft_helpers.modeling import load_model
+from peft_helpers.pipeline import classify_texts, load_adapter, load_recipe
+from peft_helpers.tokenization import check_texts, count_tokens
+from peft_helpers.training import CLASSIFICATION
 
 if TYPE_CHECKING:
     import gradio
@@ -36,47 +33,37 @@ EXAMPLES = [
 ]
 
 
-def serve(
-    adapter_dir: str | Path,
-    server_name: str = "127.0.0.1",
-    server_port: int | None = None,
-    max_characters: int = 5000,
-) -> None:
-    """Open the page of `open_page`, with its arguments and errors, and keep it open until Ctrl-C."""
-    keep_output_clean()
-    open_page(adapter_dir, server_name, server_port, max_characters).block_thread()
-
-
 def open_page(
-    adapter_dir: str | Path,
-    server_name: str = "127.0.0.1",
-    server_port: int | None = None,
-    max_characters: int = 5000,
+    adapter_dir: str | Path, server_name: str = "127.0.0.1", server_port: int | None = None, max_characters: int = 5000
 ) -> "gradio.Blocks":
     """Load the adapter and the untuned model, open a page that classifies texts with both, print its address.
 
-    The untuned model is the one that fine-tuning began from, its random head included. The page stays open until its
-    ``close()``. It needs no network, and keeps and sends out no text.
+    The page stays open until its ``close()``. It needs no network, and keeps and sends out no text.
 
     Args:
         adapter_dir: folder of an adapter that a run has saved.
-        server_name: address to listen on. The default can be reached from this machine only; 0.0.0.0 from all of the
-            network, by anybody.
+        server_name: address to listen on. The default can be reached from this machine only; 0.0.0.0 by anybody in
+            the network.
         server_port: port to listen on; by default the first free one from 7860 on.
         max_characters: a longer text is refused.
 
     Raises:
-        FileNotFoundError, ValueError: see `load_run_config` and `load_models`.
+        FileNotFoundError, ValueError: see `load_adapter`.
         ImportError: Gradio, which is optional, is not installed.
         OSError: nothing can listen on that address and port.
     """
     _check_address(server_name, server_port)
     if max_characters < 1:
         raise ValueError(f"max_characters is {max_characters}; it must be greater than 0.")
-    args = load_run_config(adapter_dir)
-    gradio = _import_gradio()
-    tuned, untuned, tokenizer = load_models(adapter_dir)
-    page = _make_page(tuned, untuned, tokenizer, args, max_characters)
+    args = load_recipe(adapter_dir)
+    if find_spec("gradio") is None:
+        raise ImportError(
+            "The web page needs Gradio, which is optional and not installed; install it with "
+            f"`python -m pip install -r {os.path.relpath(REQUIREMENTS)}`."
+        )
+    import gradio
+
+    page = _make_page(adapter_dir, args, max_characters)
     page.launch(
         server_name=server_name, server_port=server_port or None, prevent_thread_lock=True, quiet=True, footer_links=[],
         # Gradio would else take these from the environment, or switch them on in hosted notebooks.
@@ -86,15 +73,6 @@ def open_page(
     )  # fmt: skip
     print(f"The page is open at {page.local_url}", flush=True)
     return page
-
-
-def _import_gradio() -> ModuleType:
-    if find_spec("gradio") is None:
-        raise ImportError(
-            "The web page needs Gradio, which is optional and not installed; install it with "
-            f"`python -m pip install -r {os.path.relpath(REQUIREMENTS)}`."
-        )
-    return import_module("gradio")
 
 
 def _check_address(server_name: str, server_port: int | None) -> None:
@@ -108,25 +86,23 @@ def _check_address(server_name: str, server_port: int | None) -> None:
 
 
 def load_models(adapter_dir: str | Path) -> tuple[PeftModel, PreTrainedModel, PreTrainedTokenizerBase]:
-    """Check the adapter that a run has saved; return the tuned model, the one that it began from, and the tokenizer.
+    """Return the tuned model, the one that fine-tuning began from, with its random head, and the tokenizer.
 
     Raises:
         FileNotFoundError, ValueError: see `load_adapter`.
     """
     tuned, tokenizer = load_adapter(adapter_dir)
-    untuned = load_base_model(load_run_config(adapter_dir), list(tuned.config.id2label.values()), tokenizer)
-    move_to_device(untuned)
-    return tuned, untuned, tokenizer
+    labels = [tuned.config.id2label[number] for number in range(tuned.config.num_labels)]
+    untuned = load_model(load_recipe(adapter_dir), tokenizer, CLASSIFICATION, labels)
+    if not getattr(untuned, "is_quantized", False):
+        untuned.to(best_device())
+    return tuned, untuned.eval(), tokenizer
 
 
-def _make_page(
-    tuned: PeftModel,
-    untuned: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    args: Arguments,
-    max_characters: int,
-) -> "gradio.Blocks":
-    gradio = _import_gradio()
+def _make_page(adapter_dir: str | Path, args: Arguments, max_characters: int) -> "gradio.Blocks":
+    import gradio
+
+    tuned, untuned, tokenizer = load_models(adapter_dir)
 
     def answer(text: str) -> tuple[dict[str, float] | None, dict[str, float] | None, str]:
         try:
@@ -136,7 +112,7 @@ def _make_page(
 
     with gradio.Blocks(title="Try the adapter", analytics_enabled=False) as page:
         gradio.Markdown(_describe(args, tuned, tokenizer))
-        # A browser counts UTF-16 units and cuts what is pasted: far enough behind the limit that the cut is told of.
+        # A browser counts UTF-16 units and cuts what is pasted: so far behind the limit that the page says so.
         text = gradio.Textbox(label="Text", lines=4, max_lines=12, max_length=3 * max_characters)
         button = gradio.Button("Classify", variant="primary")
         note = gradio.Markdown()
@@ -150,7 +126,11 @@ def _make_page(
 
 
 def _describe(args: Arguments, tuned: PeftModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    base, dataset = (_escape(display_name(name)) for name in (args.model.model_name_or_path, args.data.dataset_name))
+    # Punctuation as entities, which mean nothing to Markdown and HTML: an adapter may be anybody's.
+    base, dataset = (
+        re.sub(r"[^\w\s]", lambda match: f"&#{ord(match[0])};", display_name(name))
+        for name in (args.model.model_name_or_path, args.data.dataset_name)
+    )
     return f"""\
 # Try the adapter
 
@@ -162,30 +142,20 @@ Any text gets one of the {tuned.config.num_labels} labels, however little it fit
 """
 
 
-def _escape(text: str) -> str:
-    """Return ``text`` with all punctuation as entities, which neither Markdown nor HTML gives a meaning to."""
-    return re.sub(r"[^\w\s]", lambda match: f"&#{ord(match[0])};", text)
-
-
 def classify_with_both(
-    text: str,
-    tuned: PreTrainedModel,
-    untuned: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    max_characters: int,
+    text: str, tuned: PreTrainedModel, untuned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_characters: int
 ) -> tuple[dict[str, float], dict[str, float], str]:
-    """Return the probability of each label after and before fine-tuning, and a note if the text was cut.
+    """Return the probability of each label after and before fine-tuning, and a note if the text was truncated.
 
     Raises:
-        ValueError: the text is blank, longer than ``max_characters``, or see `encode_texts`.
+        ValueError: the text is blank, longer than ``max_characters``, or see `check_texts`.
     """
     if not text.strip():
         raise ValueError("Write or paste a text first.")
     if len(text) > max_characters:
         raise ValueError(f"This text is too long: at most {max_characters:,} characters are read; shorten it.")
-    rows = tokenize_batch({"text": [text], "label": [0]}, tokenizer, tokenizer.model_max_length)
-    read, length = rows["length"][0], rows["text_length"][0]
-    note = f"The models have read the first {read:,} of the text's {length:,} tokens." if read < length else ""
+    length, read = count_tokens(check_texts([text]), tokenizer)[0], tokenizer.model_max_length
+    note = f"The models have read the first {read:,} of the text's {length:,} tokens." if length > read else ""
     return _probabilities(tuned, tokenizer, text), _probabilities(untuned, tokenizer, text), note
 
 

@@ -7,65 +7,56 @@ from datasets import DatasetDict
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
-from sklearn.pipeline import Pipeline
+from sklearn.pipeline import make_pipeline
 from transformers import EvalPrediction
 
-from peft_helpers.analysis.report import majority_class, predicted_labels
-from peft_helpers.metrics import compute_metrics
+from peft_helpers.analysis.plots import CLASSICAL, MAJORITY
+from peft_helpers.analysis.report import majority_class
+from peft_helpers.metrics import compute_metrics, predicted_labels
 
-MAJORITY, CLASSICAL = "majority class", "TF-IDF + logistic regression"
 
+def run_baselines(dataset: DatasetDict, seed: int) -> list[dict]:
+    """Return the results of the majority class and of `classify_with_tfidf`, as `run_methods` does for methods.
 
-def run_reference_points(dataset: DatasetDict, seed: int) -> list[dict]:
-    """Return the results of the majority class and of `classify_with_tfidf`, as `run_methods` does those of methods.
-
-    The second has an ``error`` where it cannot learn: from texts without a word, or one row a label.
+    The second has an ``error`` where it cannot learn: from texts without a word, or one example per label.
     """
-    results = [_as_result(MAJORITY, majority_class(dataset), seed, 0, 0.0)]
+    results = [_describe(MAJORITY, majority_class(dataset), seed, 0, 0.0)]
     start = time.perf_counter()
     try:
-        classical, weights = classify_with_tfidf(dataset, seed)
+        output, weights = classify_with_tfidf(dataset, seed)
     except ValueError as error:
         print(f"{CLASSICAL}: failed, {error}")
         return [*results, {"method": CLASSICAL, "seed": seed, "error": f"{type(error).__name__}: {error}"}]
-    return [*results, _as_result(CLASSICAL, classical, seed, weights, time.perf_counter() - start)]
+    return [*results, _describe(CLASSICAL, output, seed, weights, time.perf_counter() - start)]
 
 
 def classify_with_tfidf(dataset: DatasetDict, seed: int) -> tuple[EvalPrediction, int]:
-    """Return the output of TF-IDF and logistic regression on the test rows, and its number of weights.
+    """Return the output of TF-IDF and logistic regression on the test examples, and its number of weights.
 
-    It reads whole texts, where the language model reads ``max_length`` tokens. The strength of its regularisation is
-    chosen by stratified cross-validation on the training rows; validation and test rows choose nothing.
+    It reads whole texts, where the language model reads ``max_length`` tokens. The strength of its regularization is
+    chosen by stratified cross-validation on the training examples; validation and test examples choose nothing.
     """
     train, test = dataset["train"], dataset["test"]
     labels = np.asarray(train["label"][:])
     folds = int(np.clip(np.unique(labels, return_counts=True)[1].min(), 2, 5))
     search = GridSearchCV(
-        Pipeline([
-            ("features", TfidfVectorizer(sublinear_tf=True)),
-            ("classifier", LogisticRegression(max_iter=1000)),
-        ]),
-        {"classifier__C": [1, 10, 100]},
+        make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(max_iter=1000)),
+        {"logisticregression__C": [1, 10, 100]},
         scoring="f1_macro",
         cv=StratifiedKFold(folds, shuffle=True, random_state=seed),
-    )  # fmt: skip
-    search.fit(train["text"][:], labels)
+    ).fit(train["text"][:], labels)
     probabilities = np.zeros((test.num_rows, train.features["label"].num_classes))
     probabilities[:, search.classes_] = search.predict_proba(test["text"][:])
-    classifier = search.best_estimator_["classifier"]
+    classifier = search.best_estimator_[-1]
     weights = classifier.coef_.size + classifier.intercept_.size
     return EvalPrediction(predictions=probabilities, label_ids=np.asarray(test["label"][:])), weights
 
 
-def _as_result(name: str, output: EvalPrediction, seed: int, weights: int, seconds: float) -> dict:
-    scores = compute_metrics(output)
-    return {
-        "method": name,
-        "seed": seed,
-        "trainable_parameters": weights,
-        "accuracy": scores["accuracy"],
-        "f1": scores["f1"],
-        "predictions": predicted_labels(output).tolist(),
-        "train_seconds": seconds,
-        "error": None,
-    }
+def score_predictions(output: EvalPrediction) -> dict[str, float | list[int]]:
+    """Return what every result has: `compute_metrics`, and ``predictions``, label numbers, shape (examples,)."""
+    return compute_metrics(output) | {"predictions": predicted_labels(output).tolist()}
+
+
+def _describe(name: str, output: EvalPrediction, seed: int, weights: int, seconds: float) -> dict:
+    costs = {"trainable_parameters": weights, "train_seconds": seconds, "reload_verified": ""}
+    return {"method": name, "seed": seed, "error": None} | costs | score_predictions(output)

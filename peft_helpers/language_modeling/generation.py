@@ -1,37 +1,18 @@
-"""Text that a language model writes on from a prompt."""
+"""Text that a language model generates from a prompt."""
 
-import torch
-from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from peft_helpers.tokenization import check_texts
 
 NEW_TOKENS = 40
+PROMPT_WORDS = 8
+PROMPT_CHARACTERS = 100  # for scripts without spaces between words
 
 
-def encode_prompts(
-    prompts: list[str],
-    tokenizer: PreTrainedTokenizerBase,
-    model: PreTrainedModel,
-    max_new_tokens: int = NEW_TOKENS,
-) -> BatchEncoding:
-    """Return ``input_ids`` and ``attention_mask`` of the prompts on the model's device, padded on the left.
-
-    What is generated follows the last token of a row, so that must not be padding.
-
-    Raises:
-        ValueError: there is no prompt, one has no token, or with ``max_new_tokens`` it exceeds the model's positions.
-    """
-    if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-        raise ValueError(f"Expected a list of prompts, each a string; found {prompts!r}.")
-    encoded = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt", verbose=False)
-    if empty := [prompt for prompt, mask in zip(prompts, encoded["attention_mask"], strict=True) if not mask.any()]:
-        raise ValueError(f"The prompt {empty[0]!r} has no token to go on from; expected some text.")
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    tokens = encoded["input_ids"].shape[1]
-    if positions is not None and tokens + max_new_tokens > positions:
-        raise ValueError(
-            f"The longest prompt has {tokens} tokens; with {max_new_tokens} new ones that is more than the model's "
-            f"{positions} positions. Shorten the prompt, or generate less."
-        )
-    return encoded.to(model.device)
+def first_words(documents: Dataset, prompts: int = 3) -> list[str]:
+    """Return the first `PROMPT_WORDS` words of each of the first documents, as prompts."""
+    return [" ".join(text.split()[:PROMPT_WORDS])[:PROMPT_CHARACTERS] for text in documents[:prompts]["text"]]
 
 
 def generate_texts(
@@ -44,18 +25,28 @@ def generate_texts(
     """Return each prompt with up to ``max_new_tokens`` tokens drawn from the model's most probable 90 % (top-p).
 
     Raises:
-        ValueError: see `encode_prompts`.
+        ValueError: a prompt has no token, or with the new ones more than the model has positions; see `check_texts`.
     """
-    inputs = encode_prompts(prompts, tokenizer, model, max_new_tokens)
-    set_seed(seed)
-    with torch.inference_mode():
-        output = model.eval().generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            max_new_tokens=max_new_tokens,
-            do_sample=True,
-            top_p=0.9,
-            pad_token_id=tokenizer.pad_token_id,
-            use_cache=True,  # of what each layer has computed; the tiny GPT-2's configuration says False
+    prompts = check_texts(prompts)
+    # On the left, since new tokens follow the last one of a row.
+    inputs = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt", verbose=False).to(model.device)
+    if empty := [prompt for prompt, mask in zip(prompts, inputs["attention_mask"], strict=True) if not mask.any()]:
+        raise ValueError(f"The prompt {empty[0]!r} has no token to go on from; expected some text.")
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    tokens = inputs["input_ids"].shape[1]
+    if positions is not None and tokens + max_new_tokens > positions:
+        raise ValueError(
+            f"The longest prompt has {tokens} tokens; with {max_new_tokens} new ones that is more than the model's "
+            f"{positions} positions. Shorten the prompt, or generate less."
         )
+    set_seed(seed)
+    output = model.eval().generate(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        max_new_tokens=max_new_tokens,
+        do_sample=True,
+        top_p=0.9,
+        pad_token_id=tokenizer.pad_token_id,
+        use_cache=True,  # of what each layer has computed; `prepare_model` has turned it off for training
+    )
     return tokenizer.batch_decode(output, skip_special_tokens=True)

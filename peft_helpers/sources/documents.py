@@ -12,7 +12,6 @@ from peft_helpers.sources.bbc_news import load_bbc_topic
 from peft_helpers.sources.files import extension, load_raw, read_lines
 
 WIKITEXT = "Salesforce/wikitext"
-DEFAULT_CONFIGURATIONS = {WIKITEXT: "wikitext-2-raw-v1", BBC_NEWS: "sports"}
 _WIKITEXT_TITLE = re.compile(r" = [^=].* = \n?")  # those of sections have more equals signs
 
 

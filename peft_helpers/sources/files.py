@@ -2,13 +2,14 @@
 
 import csv
 import glob
+import gzip
 import re
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-import fsspec
 import pandas as pd
 from datasets import Dataset, DatasetDict, Features, IterableDatasetDict, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
@@ -160,8 +161,12 @@ def _read_header(file: Path, builder: dict) -> list[str]:
     return [name or f"Unnamed: {number}" for number, name in enumerate(names)]  # as pandas names them
 
 
+def _open(file: Path) -> BinaryIO:
+    return gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")
+
+
 def _check_json(file: Path) -> None:
-    with fsspec.open(str(file), "rb", compression="infer") as lines:
+    with _open(file) as lines:
         if re.match(rb"(\xef\xbb\xbf)?\s*\[?\s*null\b", lines.read(1000)):
             raise ValueError("it begins with null")  # pyarrow 26 would end the process (segmentation fault)
 
@@ -177,7 +182,7 @@ def read_lines(file: Path) -> Iterator[str]:
     Raises:
         ValueError: the file cannot be read, or is not UTF-8; the message has the line.
     """
-    with _explain_errors([file]), fsspec.open(str(file), "rb", compression="infer") as lines:
+    with _explain_errors([file]), _open(file) as lines:
         for number, line in enumerate(lines, start=1):
             if number == 1 and b"\0" in line[:4]:
                 raise ValueError("it has zero bytes, as UTF-16 has; convert it with `iconv -f UTF-16 -t UTF-8`")

@@ -2,20 +2,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from datasets import Dataset
 from transformers import EvalPrediction
 
 from peft_helpers import (
-    count_classes,
     plot_before_after,
     plot_class_balance,
     plot_confusions,
     plot_methods,
-    plot_perplexity,
     plot_token_lengths,
     plot_training,
     prepare_splits,
 )
+from peft_helpers.tokenization import count_tokens
 
 
 @pytest.fixture(autouse=True)
@@ -35,15 +33,20 @@ def bar_heights(axes) -> list[float]:
 
 
 def test_class_balance_shows_shares(raw, args):
-    axes = plot_class_balance(count_classes(prepare_splits(raw, args))).axes[0]
+    axes = plot_class_balance(prepare_splits(raw, args)).axes[0]
     assert bar_heights(axes) == [50.0] * 6
     assert axes.get_ylabel() == "share of the split, %"
 
 
-def test_token_lengths_tell_what_is_cut():
-    dataset = Dataset.from_dict({"text_length": [5, 10, 15, 30]})
-    axes = plot_token_lengths(dataset, max_length=10).axes[0]
-    assert axes.get_title() == "max_length cuts 50% of the texts and 42% of all their tokens"
+def test_token_lengths_tell_how_much_is_beyond_max_length(tokenizer):
+    tokenizer.model_max_length = 2
+    texts = ["good", "bad", "good bad", "good bad good bad"]
+    lengths = count_tokens(texts, tokenizer)
+    axes = plot_token_lengths(texts, tokenizer).axes[0]
+    beyond = sum(max(length - 2, 0) for length in lengths) / sum(lengths)
+    longer = sum(length > 2 for length in lengths) / 4
+    assert axes.get_title() == f"{longer:.0%} of texts are longer than max_length; {beyond:.0%} of tokens lie beyond it"
+    assert 0 < beyond < 1
     assert sum(bar_heights(axes)) == 4
 
 
@@ -72,7 +75,7 @@ def test_before_after_shows_the_level_of_the_majority_class(outputs):
     assert bar_heights(axes)[0] == 0.25
     levels = [segment[0][1] for segment in axes.collections[0].get_segments()]
     np.testing.assert_allclose(levels, [3 / 4, 3 / 8, 1 / 2, 3 / 7])
-    assert "4 test rows" in axes.get_title()
+    assert "4 test examples" in axes.get_title()
 
 
 @pytest.fixture
@@ -88,12 +91,12 @@ def summary():
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def test_methods_stand_at_their_costs_with_the_reference_points_as_lines(summary):
+def test_methods_stand_at_their_costs_with_the_baselines_as_lines(summary):
     left, right = plot_methods(summary, 426).axes
     points = {bars.get_label(): bars.lines[0].get_xydata()[0].tolist() for bars in right.containers}
     assert points == {"ia3": [5, 0.9], "lora-r8": [6, 0.92], "qlora": [8, 0.91]}
     assert left.get_xscale() == "log"
-    assert "426 test rows" in left.get_ylabel()
+    assert "426 test examples" in left.get_ylabel()
     places = [bars.lines[0].get_xdata()[0] for bars in left.containers]
     assert len(set(places)) == 3  # equal numbers of parameters do not hide each other
     lines = {line.get_label(): line.get_ydata()[0] for line in right.lines if ":" in str(line.get_label())}
@@ -101,18 +104,7 @@ def test_methods_stand_at_their_costs_with_the_reference_points_as_lines(summary
     assert right.get_ylim()[0] > 0.7  # so that the methods can be told apart
 
 
-def test_perplexity_is_drawn_with_the_checkpoint_that_is_kept():
-    history = [{"epoch": n / 2, "eval_perplexity": value} for n, value in ((1, 80.0), (2, 70.5), (3, 71.0))]
-    untuned, tuned = ({"perplexity": value, "predicted_tokens": 1234} for value in (90.04, 75.5))
-    left, right = plot_perplexity([{"epoch": 0.5, "loss": 4.0}, *history], untuned, tuned).axes
-    curve, kept = left.lines
-    assert curve.get_ydata().tolist() == [80.0, 70.5, 71.0]
-    assert kept.get_xydata().tolist() == [[1.0, 70.5]]
-    assert [text.get_text() for text in right.texts] == ["90.0", "75.5"]
-    assert right.get_title() == "Test blocks (1,234 tokens)"
-
-
-def test_the_reference_points_are_drawn_without_a_method():
+def test_the_baselines_are_drawn_without_a_method():
     alone = pd.DataFrame({"f1": [0.9], "f1_low": [0.8], "f1_high": [1.0], "train_seconds": [1.0],
                           "trainable_parameters": [5]}, index=["TF-IDF + logistic regression"])  # fmt: skip
     assert [text.get_text() for text in plot_methods(alone, 4).legends[0].texts] == [

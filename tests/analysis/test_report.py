@@ -1,34 +1,45 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features
-from transformers import EvalPrediction
+from transformers.trainer_utils import PredictionOutput
 
 from peft_helpers.analysis.report import (
     compare,
     compare_per_class,
+    describe_environment,
+    describe_evaluation,
+    describe_run,
     format_comparison,
     majority_class,
+    save_results,
+    score,
+    summarize_run,
 )
+from peft_helpers.analysis.significance import accuracy_interval, compare_paired, f1_interval, mcnemar_p_value
+from peft_helpers.pipeline import RunResult
 
 
-def output(predicted, true=(0, 0, 1, 1)) -> EvalPrediction:
-    return EvalPrediction(predictions=np.eye(2)[list(predicted)], label_ids=np.array(true))
+def output(predicted, true=(0, 0, 1, 1)) -> PredictionOutput:
+    return PredictionOutput(np.eye(2)[list(predicted)], np.array(true), {})
 
 
 def test_difference_is_tuned_minus_untuned():
-    table = compare(output([0, 0, 0, 0]), output([0, 0, 1, 0]))
-    assert table.loc["accuracy"].tolist() == [0.5, 0.75, 0.25]
-    assert table.index.tolist() == ["accuracy", "precision (macro)", "recall (macro)", "F1 (macro)"]
+    compared = compare(output([0, 0, 0, 0]), output([0, 0, 1, 0]))
+    assert [compared[column]["accuracy"] for column in ("untuned", "tuned", "difference")] == [0.5, 0.75, 0.25]
 
 
 @pytest.mark.reliability("bad input")
-def test_other_rows_cannot_be_compared():
-    with pytest.raises(ValueError, match="not tested on the same rows in the same order"):
+def test_other_examples_cannot_be_compared():
+    with pytest.raises(ValueError, match="not the same examples in the same order"):
         compare(output([0, 0, 0, 0]), output([0, 0, 0, 0], true=(0, 1, 0, 1)))
 
 
 def test_text_has_intervals_signs_thousands_costs_and_the_test():
     text = format_comparison(output([0, 0, 1, 1]), output([0, 0, 1, 0]), 66176, 0.268744)
+    assert text.index[:4].tolist() == ["accuracy", "precision (macro)", "recall (macro)", "F1 (macro)"]
     # Wilson's interval of 4 of 4 is [4 / (4 + 1.96^2), 1].
     assert text.loc["accuracy"].tolist() == ["1.000 [0.510, 1.000]", "0.750 [0.301, 0.954]", "-0.250 [-0.750, +0.000]"]
     assert text.loc["recall (macro)"].tolist() == ["1.000", "0.750", "-0.250"]
@@ -50,10 +61,75 @@ def test_classes_are_compared_side_by_side():
     assert table.loc["yes", ("tuned", "recall")] == 1
 
 
-def test_majority_class_answers_the_training_rows_most_frequent_label():
-    label = Features({"label": ClassLabel(names=["no", "so-so", "yes"])})
-    rows = {"train": [2, 0, 2], "test": [0, 1, 0, 0]}  # in the test another one is
-    dataset = DatasetDict({name: Dataset.from_dict({"label": labels}, label) for name, labels in rows.items()})
+@pytest.mark.parametrize("streamed", [False, True])
+def test_majority_class_predicts_the_most_frequent_training_label(streamed):
+    features = Features({"label": ClassLabel(names=["no", "so-so", "yes"])})
+    labels = {"train": [2, 0, 2], "validation": [1, 0, 1], "test": [0, 1, 0, 0]}  # in the test another one is
+    dataset = DatasetDict({name: Dataset.from_dict({"label": of_split}, features) for name, of_split in labels.items()})
+    if streamed:
+        dataset["train"] = dataset["train"].to_iterable_dataset()
     majority = majority_class(dataset)
-    assert majority.predictions.tolist() == [[0, 0, 1]] * 4
-    assert majority.label_ids.tolist() == rows["test"]
+    assert majority.predictions.tolist() == [[0, 1, 0] if streamed else [0, 0, 1]] * 4
+    assert majority.label_ids.tolist() == labels["test"]
+
+
+def test_the_environment_is_described():
+    assert {"python", "torch", "transformers", "peft", "device"} <= set(describe_environment().index)
+
+
+# one run
+
+TRUE = np.array([0, 1] * 10)
+UNTUNED, TUNED = np.zeros(20, dtype=int), np.where(np.arange(20) < 18, TRUE, 1 - TRUE)
+MAJORITY = output([1] * 20, TRUE)
+
+
+@pytest.fixture
+def result(args):
+    Path(args.training.output_dir).mkdir()
+    Path(args.training.output_dir, "adapter_model.safetensors").write_bytes(bytes(2_500_000))
+    log = [{"epoch": 1.0, "loss": 0.5}, {"epoch": 1.0, "eval_loss": 0.4, "eval_accuracy": 0.9, "eval_f1": 0.9}]
+    seconds = {"load": 1.5, "train": 2.5}
+    return RunResult(args, ["no", "yes"], output(UNTUNED, TRUE), output(TUNED, TRUE), log, 30, 1000, seconds)
+
+
+def test_scores_have_the_intervals_of_the_notebooks_table():
+    scores = score(output(TUNED, TRUE))
+    assert scores["accuracy"] == 0.9
+    assert scores["accuracy_interval"] == list(accuracy_interval(TUNED, TRUE))
+    assert scores["f1_interval"] == list(f1_interval(TUNED, TRUE))
+
+
+def test_the_summary_compares_the_models_example_by_example(result):
+    summary = summarize_run(result, MAJORITY)
+    paired = compare_paired(UNTUNED, TUNED, TRUE)
+    assert summary["metrics"]["untuned"]["accuracy"] == summary["majority_class_accuracy"] == 0.5
+    difference = summary["metrics"]["difference"]
+    assert difference["accuracy"] == pytest.approx(0.4)
+    assert difference["f1_interval"] == [paired["F1 (macro), low"], paired["F1 (macro), high"]]
+    assert difference["mcnemar_p_value"] == mcnemar_p_value(UNTUNED == TRUE, TUNED == TRUE)
+    assert (summary["test_examples"], summary["adapter_megabytes"]) == (20, 2.5)
+    assert summary["config"]["learning_rate"] == 8e-3
+
+
+def test_what_is_saved_is_json_and_pictures(result):
+    save_results(result, MAJORITY)
+    folder = Path(result.args.training.output_dir)
+    saved = json.loads((folder / "results.json").read_text())
+    assert saved == json.loads(json.dumps(summarize_run(result, MAJORITY)))
+    assert len(list(folder.glob("*.png"))) == 3
+
+
+def test_the_description_tells_examples_share_and_time(result):
+    text = describe_run(result)
+    assert "20 test examples; 3.00% of the parameters trained; 4 seconds" in text
+    assert "0.900 [" in text
+
+
+def test_an_evaluation_is_a_line_a_metric():
+    lines = describe_evaluation(output(TUNED, TRUE)).splitlines()
+    assert lines[0] == "20 examples"
+    names = ["accuracy", "precision (macro)", "recall (macro)", "F1 (macro)"]
+    assert [line[:18].strip() for line in lines[1:]] == names
+    low, high = accuracy_interval(TUNED, TRUE)
+    assert lines[1].endswith(f"0.900 [{low:.3f}, {high:.3f}]")

@@ -1,14 +1,12 @@
-import tracemalloc
-
 import numpy as np
 import pytest
+from conftest import python_peak
 from scipy.stats import bootstrap
 from sklearn.metrics import f1_score
-from transformers import EvalPrediction
 
 from peft_helpers.analysis.significance import (
     accuracy_interval,
-    check_same_rows,
+    check_same_examples,
     compare_paired,
     f1_interval,
     macro_f1,
@@ -16,17 +14,17 @@ from peft_helpers.analysis.significance import (
 )
 
 
-def outcomes(hits: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.arange(rows) < hits, np.ones(rows, dtype=bool)
+def outcomes(hits: int, examples: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.arange(examples) < hits, np.ones(examples, dtype=bool)
 
 
 @pytest.mark.parametrize(
-    ("hits", "rows", "low", "high"),
+    ("hits", "examples", "low", "high"),
     # Newcombe, "Two-sided confidence intervals for the single proportion", 1998, table I, method 3.
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0000, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
-def test_the_interval_of_the_accuracy_is_the_textbooks(hits, rows, low, high):
-    assert accuracy_interval(*outcomes(hits, rows)) == pytest.approx((low, high), abs=5e-5)
+def test_the_interval_of_the_accuracy_is_the_textbooks(hits, examples, low, high):
+    assert accuracy_interval(*outcomes(hits, examples)) == pytest.approx((low, high), abs=5e-5)
 
 
 @pytest.mark.parametrize(
@@ -43,19 +41,16 @@ def test_mcnemars_p_is_the_textbooks(left_only, right_only, p):
 
 
 def test_macro_f1_is_scikit_learns_on_every_resample():
-    generator = np.random.default_rng(0)
-    references, predictions = generator.integers(0, 4, (2, 8))
-    weights = generator.integers(0, 3, (50, 8))  # some lack a label
+    references, predictions = np.random.default_rng(0).integers(0, 4, (2, 50, 8))  # some lack a label
     expected = [
-        f1_score(references, predictions, sample_weight=row, average="macro", labels=np.unique(references[row > 0]),
-                 zero_division=0)
-        for row in weights
-    ]  # fmt: skip
-    np.testing.assert_allclose(macro_f1(weights, predictions, references, np.arange(4)), expected, rtol=1e-12)
+        f1_score(true, predicted, average="macro", labels=np.unique(true), zero_division=0)
+        for true, predicted in zip(references, predictions, strict=True)
+    ]
+    np.testing.assert_allclose(macro_f1(predictions, references), expected, rtol=1e-12)
 
 
-def test_the_bootstrap_is_scipys_over_the_rows():
-    """Another implementation with other random numbers: percentiles of 2,000 resamples agree within their noise."""
+def test_the_bootstrap_resamples_examples_in_pairs():
+    """The same with scikit-learn's F1 and other random numbers: the percentiles agree within their noise."""
     generator = np.random.default_rng(1)
     references = generator.integers(0, 3, 400)
     left, right = (np.where(generator.random(400) < share, references, 0) for share in (0.6, 0.8))
@@ -64,7 +59,7 @@ def test_the_bootstrap_is_scipys_over_the_rows():
         return f1_score(references, right, average="macro") - f1_score(references, left, average="macro")
 
     expected = bootstrap(
-        (references, left, right), difference, paired=True, vectorized=False, n_resamples=500, method="percentile",
+        (references, left, right), difference, paired=True, vectorized=False, n_resamples=250, method="percentile",
         rng=generator,
     ).confidence_interval  # fmt: skip
     found = compare_paired(left, right, references)
@@ -72,16 +67,13 @@ def test_the_bootstrap_is_scipys_over_the_rows():
     assert found["F1 (macro), high"] == pytest.approx(expected.high, abs=0.01)
 
 
-def test_many_rows_take_little_memory():
-    references, left, right = np.random.default_rng(0).integers(0, 2, (3, 200_000))
-    tracemalloc.start()
-    compare_paired(left, right, references)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 100e6  # all 2,000 resamples of the rows at once would be 3.2 GB
+def test_many_examples_take_little_memory():
+    references, left, right = np.random.default_rng(0).integers(0, 2, (3, 10_000))
+    peak = python_peak(lambda: compare_paired(left, right, references))
+    assert peak < 30e6  # all 2,000 resamples at once would be 160 MB for each of the three
 
 
-def test_the_interval_of_f1_holds_the_score_and_narrows_with_more_rows():
+def test_the_interval_of_f1_holds_the_score_and_narrows_with_more_examples():
     generator = np.random.default_rng(0)
     references = generator.integers(0, 3, 900)
     predictions = np.where(generator.random(900) < 0.8, references, 0)
@@ -89,7 +81,7 @@ def test_the_interval_of_f1_holds_the_score_and_narrows_with_more_rows():
     low, high = f1_interval(predictions, references)
     assert low < score < high
     few_low, few_high = f1_interval(predictions[:90], references[:90])
-    # the width goes with the square root of the number of rows
+    # the width goes with the square root of the number of examples
     assert (few_high - few_low) / (high - low) == pytest.approx(np.sqrt(10), rel=0.35)
 
 
@@ -100,7 +92,7 @@ def test_the_interval_of_several_models_is_of_their_mean():
     assert f1_interval(np.stack([right, wrong]), references) == (0.5, 0.5)
 
 
-def test_a_pair_of_models_is_compared_row_by_row():
+def test_a_pair_of_models_is_compared_example_by_example():
     references = np.array([0, 1] * 50)
     worse = references.copy()
     worse[:20] = 1 - worse[:20]
@@ -113,7 +105,7 @@ def test_a_pair_of_models_is_compared_row_by_row():
 
 
 def test_the_pairing_narrows_the_interval():
-    """Two models that err on the same rows differ by nothing, however uncertain each score is."""
+    """Two models that err on the same examples differ by nothing, however uncertain each score is."""
     references, predicted = np.array([0, 1] * 10), np.array([0, 0] * 10)
     result = compare_paired(predicted, predicted, references)
     assert (result.drop("p") == 0).all()
@@ -121,7 +113,13 @@ def test_the_pairing_narrows_the_interval():
 
 
 @pytest.mark.reliability("bad input")
-def test_outputs_of_other_rows_are_refused():
-    left, right = (EvalPrediction(np.eye(2), np.array(labels)) for labels in ([0, 1], [1, 0]))
-    with pytest.raises(ValueError, match="same rows in the same order"):
-        check_same_rows(left, right)
+def test_a_single_test_example_is_compared_too():
+    one, other = np.array([1]), np.array([0])
+    assert f1_interval(one, one) == (1, 1)
+    assert compare_paired(other, one, one).tolist() == [1.0] * 7
+
+
+@pytest.mark.reliability("bad input")
+def test_outputs_of_other_examples_are_refused():
+    with pytest.raises(ValueError, match="not the same examples in the same order; call predict on"):
+        check_same_examples(np.array([0, 1]), np.array([1, 0]))

@@ -10,7 +10,10 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 import peft_helpers as helpers
-from peft_helpers.app.web_page import EXAMPLES, classify_with_both, load_models, open_page, serve
+from peft_helpers.adapters import save_recipe
+from peft_helpers.app.command_line import main
+from peft_helpers.app.web_page import EXAMPLES, classify_with_both, load_models, open_page
+from peft_helpers.modeling import load_model
 
 # Gradio 6 uses what pandas 3 keeps without effect; not ours to mend.
 pytestmark = pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")
@@ -24,7 +27,7 @@ def save_adapter(peft_model, tokenizer, args) -> Path:
     peft_model.save_pretrained(args.training.output_dir)
     peft_model.config.save_pretrained(args.training.output_dir)
     tokenizer.save_pretrained(args.training.output_dir)
-    helpers.save_run_config(args, args.training.output_dir)
+    save_recipe(args, args.training.output_dir)
     return Path(args.training.output_dir)
 
 
@@ -35,7 +38,7 @@ def adapter_dir(peft_model, tokenizer, args) -> Path:
 
 @pytest.fixture
 def untuned(args, tokenizer):
-    return helpers.load_base_model(args, ["negative", "positive"], tokenizer)
+    return load_model(args, tokenizer, helpers.CLASSIFICATION, ["negative", "positive"])
 
 
 def probabilities(model, tokenizer, text: str) -> dict[str, float]:
@@ -61,7 +64,7 @@ def test_the_tuned_model_and_the_one_that_it_began_from_are_loaded(adapter_dir, 
 
 @pytest.mark.reliability("fault")
 def test_a_base_model_that_has_gone_is_named(adapter_dir, args):
-    helpers.save_run_config(args.replace(model_name_or_path="./gone"), adapter_dir)
+    save_recipe(args.replace(model_name_or_path="./gone"), adapter_dir)
     with pytest.raises(FileNotFoundError, match=r"model_name_or_path is './gone': expected a folder"):
         load_models(adapter_dir)
 
@@ -73,7 +76,7 @@ def test_an_adapter_is_checked_before_it_is_loaded(adapter_dir):
         load_models(adapter_dir)
 
 
-def test_a_text_that_was_cut_is_told_of(peft_model, untuned, tokenizer):
+def test_a_truncated_text_is_reported(peft_model, untuned, tokenizer):
     tokenizer.model_max_length = 5
     text = "the cast is a joy to watch " * 9
     length = len(tokenizer(text)["input_ids"])
@@ -225,7 +228,7 @@ def test_an_example_is_classified_when_it_is_clicked(opened, visit, peft_model, 
     assert window.get_by_label("Text").input_value() == EXAMPLES[2]
 
 
-def test_what_cannot_be_read_is_told_on_the_page_and_takes_the_bars_away(opened, visit):
+def test_a_bad_text_is_answered_on_the_page_and_clears_the_bars(opened, visit):
     window = visit(opened(max_characters=20).local_url)
     for text, message in (("x" * 21, "at most 20 characters are read"), (" ", "Write or paste a text first")):
         classify(window, "good")
@@ -238,7 +241,7 @@ def test_what_cannot_be_read_is_told_on_the_page_and_takes_the_bars_away(opened,
     assert not window.get_by_text("Write or paste").count()
 
 
-def test_pasting_too_much_is_told_rather_than_cut_in_silence(opened, visit):
+def test_pasting_too_much_is_reported_rather_than_silently_cut(opened, visit):
     window = visit(opened(max_characters=20).local_url)
     window.get_by_label("Text").click()
     window.keyboard.insert_text("\U0001f600" * 500)
@@ -251,7 +254,7 @@ def test_markup_is_shown_as_text(opened, visit, args, tokenizer):
     """Names come with an adapter, which may be somebody else's; a text is whatever was pasted."""
     labels = [MARKUP, "{{7*7}} ${7*7}"]
     lora = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", fan_in_fan_out=True)
-    model = get_peft_model(helpers.load_base_model(args, labels, tokenizer), lora)
+    model = get_peft_model(load_model(args, tokenizer, helpers.CLASSIFICATION, labels), lora)
     name = f"{MARKUP} ![picture](http://203.0.113.1/p.png) [link](javascript:window.hacked=1) </title>"
     folder = save_adapter(model, tokenizer, args.replace(dataset_name=name, output_dir="markup"))
     page = opened(folder)
@@ -267,7 +270,7 @@ def test_markup_is_shown_as_text(opened, visit, args, tokenizer):
 
 
 @pytest.mark.parametrize("color_scheme", ["light", "dark"])
-def test_the_page_fits_a_phone_and_follows_the_browsers_colours(color_scheme, opened, visit):
+def test_the_page_fits_a_phone_and_follows_the_browsers_color_scheme(color_scheme, opened, visit):
     window = visit(opened().local_url, viewport={"width": 400, "height": 800}, color_scheme=color_scheme)
     classify(window, "good")
     read_bars(window, BASE)
@@ -311,7 +314,7 @@ def test_the_environment_opens_nothing(opened, monkeypatch):
     assert not any((page.analytics_enabled, page.run_history))
 
 
-def test_serve_keeps_the_page_open(adapter_dir, monkeypatch, capsys):
+def test_the_command_keeps_the_page_open(adapter_dir, monkeypatch, capsys):
     gradio = pytest.importorskip("gradio", reason="gradio, an optional requirement, is not installed")
     seen = []
 
@@ -320,6 +323,6 @@ def test_serve_keeps_the_page_open(adapter_dir, monkeypatch, capsys):
         page.close()
 
     monkeypatch.setattr(gradio.Blocks, "block_thread", block_thread)
-    serve(adapter_dir)
+    assert main(["serve", str(adapter_dir)]) == 0
     assert seen == [True]
     assert "The page is open at http://127.0.0.1:" in capsys.readouterr().out

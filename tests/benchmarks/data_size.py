@@ -57,31 +57,21 @@ def peak_memory():
         watcher.join()
 
 
-def run_stream(args, tokenizer) -> None:
+def run_stream(args) -> None:
     """Train for `STEPS` steps on a stream, tokenizing as it goes."""
-    from datasets import load_dataset
-    from peft import LoraConfig, get_peft_model
-
     import peft_helpers as helpers
-    from peft_helpers.sources.streaming import prepare_stream, tokenize_stream
 
-    dataset = prepare_stream(load_dataset(**helpers.load_dataset_arguments(args)), args)
-    model = helpers.load_base_model(args, dataset["train"].features["label"].names, tokenizer)
-    model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", fan_in_fan_out=True))
-    trainer = helpers.make_trainer(model, tokenizer, tokenize_stream(dataset, tokenizer, args), args)
-    with helpers.guard_training(trainer) as checkpoint:
-        trainer.train(resume_from_checkpoint=checkpoint)
+    helpers.run(helpers.load_splits(args), args)
 
 
-def run_table(args, tokenizer) -> None:
+def run_table(args) -> None:
     """Load, split and tokenize a table on disk."""
-    from datasets import load_dataset
+    from transformers import AutoTokenizer
 
     import peft_helpers as helpers
 
-    dataset = helpers.prepare_splits(load_dataset(**helpers.load_dataset_arguments(args)), args)
-    helpers.count_classes(dataset)
-    helpers.tokenize_dataset(dataset, tokenizer, args.data.max_length)
+    tokenizer = AutoTokenizer.from_pretrained(args.model.model_name_or_path, model_max_length=args.data.max_length)
+    helpers.tokenize_splits(helpers.load_splits(args), tokenizer)
 
 
 CASES = {"stream": run_stream, "table": run_table}
@@ -90,7 +80,6 @@ CASES = {"stream": run_stream, "table": run_table}
 def measure(case: str, folder: Path) -> dict[str, float]:
     """Run one case on ``folder / "rows.csv"`` in this process; return its peaks (MB), those of imports, seconds."""
     import datasets
-    from transformers import AutoTokenizer
 
     import peft_helpers as helpers
 
@@ -100,12 +89,10 @@ def measure(case: str, folder: Path) -> dict[str, float]:
     )
     if case == "stream":
         options += f" --streaming true --max_steps {STEPS} --max_eval_samples 500"
-        options += f" --checkpoint_dir {folder / 'checkpoints'}"
     args = helpers.parse_arguments(options)
-    tokenizer = AutoTokenizer.from_pretrained(args.model.model_name_or_path)
     start, started = memory(), time.perf_counter()
     with peak_memory() as peak:
-        CASES[case](args, tokenizer)
+        CASES[case](args)
     return peak | {"anonymous at start": start["anonymous"], "seconds": time.perf_counter() - started}
 
 

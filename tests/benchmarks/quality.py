@@ -28,8 +28,8 @@ from transformers import (
 )
 
 import peft_helpers as helpers
-from peft_helpers.batches import LengthTrainer
-from peft_helpers.pipeline import inject_lora, load_splits, tokenize_splits
+from peft_helpers.modeling import load_model, uses_conv1d
+from peft_helpers.training import LengthTrainer
 
 USUAL_LEARNING_RATE = 2e-5
 
@@ -81,9 +81,7 @@ def usual(args: helpers.Arguments, labels: list[str], tokenizer) -> tuple[object
     set_seed(args.training.seed)
     model = AutoModelForSequenceClassification.from_pretrained(args.model.model_name_or_path, num_labels=len(labels))
     model.config.pad_token_id = tokenizer.pad_token_id
-    lora = LoraConfig(
-        task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.05, fan_in_fan_out=helpers.uses_conv1d(model)
-    )
+    lora = LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.05, fan_in_fan_out=uses_conv1d(model))
     return get_peft_model(model, lora), TrainingArguments(
         tempfile.mkdtemp(),
         seed=args.training.seed,
@@ -97,8 +95,9 @@ def usual(args: helpers.Arguments, labels: list[str], tokenizer) -> tuple[object
 
 def defaults(args: helpers.Arguments, labels: list[str], tokenizer) -> tuple[object, TrainingArguments]:
     """Return the model and the arguments of the notebook."""
-    model = helpers.load_base_model(args, labels, tokenizer)
-    return inject_lora(model, args), helpers.training_arguments(args, tempfile.mkdtemp())
+    model = load_model(args, tokenizer, helpers.CLASSIFICATION, labels)
+    peft_model = get_peft_model(model, LoraConfig(**helpers.lora_arguments(args.lora, model)))
+    return peft_model, replace(args.training, output_dir=tempfile.mkdtemp())
 
 
 def plot(curves: dict[str, list[tuple[float, float]]], title: str, path: Path) -> None:
@@ -114,22 +113,22 @@ def plot(curves: dict[str, list[tuple[float, float]]], title: str, path: Path) -
 
 
 def main() -> None:
-    """Train both ways, the usual one first, since the other changes the process's allocator; print and plot."""
+    """Train both ways; print and plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_file", type=Path, default=Path("quality.png"), help="the figure; JSON goes beside it")
     parser.add_argument("--points", type=int, default=20, help="evaluations on the way")
     options, rest = parser.parse_known_args()
     args = helpers.parse_arguments(shlex.join(rest))
-    dataset = load_splits(args)
+    dataset = helpers.load_splits(args)
     labels = dataset["train"].features["label"].names
-    tokenizer = AutoTokenizer.from_pretrained(args.model.model_name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(args.model.model_name_or_path, model_max_length=args.data.max_length)
     curves = {}
     for name, make, trainer_class in (("usual recipe", usual, Trainer), ("this package", defaults, LengthTrainer)):
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "right"
         model, arguments = make(args, labels, tokenizer)
-        tokenized = tokenize_splits(dataset, tokenizer, args)
+        tokenized = helpers.tokenize_splits(dataset, tokenizer)
         curves[name] = train(trainer_class, model, arguments, tokenized, tokenizer, options.points)
         print(name, ", ".join(f"{seconds:.0f} s {accuracy:.3f}" for seconds, accuracy in curves[name]))
     total, target = curves["usual recipe"][-1]

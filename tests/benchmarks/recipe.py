@@ -22,10 +22,12 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.activations import NewGELUActivation
 
 import peft_helpers as helpers
-from peft_helpers import speed
-from peft_helpers.batches import LengthTrainer
+from peft_helpers.distributed import compute_dtype
+from peft_helpers.modeling import load_model, uses_conv1d
+from peft_helpers.training import LengthTrainer
 
 MATRIX = 2048  # rows and columns: large enough for the highest rate
 LABELS = ["negative", "positive"]
@@ -35,7 +37,7 @@ def matrix_rate() -> float:
     """Return the GFLOP/s of a large matrix product in the precision that the training computes in."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = 4 * MATRIX if device == "cuda" else MATRIX
-    left, right = torch.randn(2, size, size, device=device, dtype=helpers.compute_dtype())
+    left, right = torch.randn(2, size, size, device=device, dtype=compute_dtype())
     left @ right
     _wait()
     start = time.perf_counter()
@@ -69,7 +71,7 @@ def lora_config(settings: dict, model) -> LoraConfig:
         lora_dropout=settings["lora_dropout"],
         target_modules=settings["target_modules"],
         exclude_modules=["score"],
-        fan_in_fan_out=helpers.uses_conv1d(model),
+        fan_in_fan_out=uses_conv1d(model),
     )
 
 
@@ -98,23 +100,23 @@ def usual(settings: dict, tokenizer: PreTrainedTokenizerBase, train: Dataset, te
 
 def defaults(settings: dict, tokenizer: PreTrainedTokenizerBase, train: Dataset, test: Dataset) -> tuple[float, float]:
     """Return the seconds of training and of evaluation with this package; ``settings["without"]`` leaves a part out."""
-    for part in {"fuse_gelu", "read_one_token", "reuse_freed_memory"} & set(settings["without"]):
-        setattr(speed, part, lambda model=None: None)
-    args = helpers.Arguments(
+    args = helpers.make_arguments(
         model_name_or_path=settings["model"],
         num_train_epochs=1,
         per_device_train_batch_size=settings["batch_size"],
+        output_dir=tempfile.mkdtemp(),
     )
-    model = helpers.load_base_model(args, LABELS, tokenizer)
-    if "no_dropout" in settings["without"]:
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.1
+    model = load_model(args, tokenizer, helpers.CLASSIFICATION, LABELS)
+    for module in list(model.modules()):
+        if "no_dropout" in settings["without"] and isinstance(module, torch.nn.Dropout):
+            module.p = 0.1
+        if "fused_gelu" in settings["without"] and hasattr(module, "c_fc"):
+            module.act = NewGELUActivation()
     if "no_cache" in settings["without"]:
         model.config.use_cache = True
     model = get_peft_model(model, lora_config(settings, model))
     arguments = replace(
-        helpers.training_arguments(args, tempfile.mkdtemp()),
+        args.training,
         eval_strategy="no",
         save_strategy="no",
         load_best_model_at_end=False,

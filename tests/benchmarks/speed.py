@@ -22,10 +22,11 @@ import psutil
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, set_seed
 
 import peft_helpers as helpers
+from peft_helpers.arguments import TINY_GPT2, LoraArguments
 
-PARTS = ("like_lengths", "fuse_gelu", "no_dropout", "no_cache", "read_one_token", "reuse_freed_memory")
+PARTS = ("like_lengths", "fused_gelu", "no_dropout", "no_cache")
 USUAL = {"path": "usual", "padding": "longest", "lora_dropout": 0.05, "without": []}
-DEFAULTS = {"path": "defaults", "lora_dropout": helpers.Arguments.lora_dropout, "without": []}
+DEFAULTS = {"path": "defaults", "lora_dropout": LoraArguments.lora_dropout, "without": []}
 
 
 def draw_lengths(kind: str, count: int, seed: int) -> list[int]:
@@ -70,15 +71,15 @@ def make_recipes(options: argparse.Namespace) -> dict[str, dict]:
 
 def make_model(options: argparse.Namespace, folder: str) -> int:
     """Save the model and the tokenizer to ``folder``; return the number of the blocks' parameters."""
-    name = options.tokenizer or helpers.TINY_GPT2  # it pads, and names the tokens that rows are drawn from
+    name = options.tokenizer or TINY_GPT2  # it pads, and names the tokens that rows are drawn from
     bare = Path(name).is_dir() and not Path(name, "config.json").exists()  # GPT-2's two files do not tell what they are
     tokenizer = AutoTokenizer.from_pretrained(name, **({"tokenizer_type": "gpt2"} if bare else {}))
     tokenizer.save_pretrained(folder)
     set_seed(0)
     tiny = {"n_embd": 128, "n_layer": 4, "n_head": 4, "vocab_size": len(tokenizer)}
     special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id)
-    args = GPT2Config(**(tiny if options.model == "tiny" else {}), **special)
-    model = GPT2LMHeadModel(args)
+    config = GPT2Config(**(tiny if options.model == "tiny" else {}), **special)
+    model = GPT2LMHeadModel(config)
     model.save_pretrained(folder)
     return sum(parameter.numel() for parameter in model.transformer.h.parameters())
 

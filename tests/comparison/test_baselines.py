@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict
 
-from peft_helpers.comparison.baselines import CLASSICAL, MAJORITY, classify_with_tfidf, run_reference_points
+from peft_helpers.analysis.plots import CLASSICAL, MAJORITY
+from peft_helpers.comparison.baselines import classify_with_tfidf, run_baselines
 from peft_helpers.data import prepare_splits
 
 
@@ -19,8 +20,8 @@ def test_the_classical_model_learns_words_and_answers_in_order(dataset):
     assert weights > 2
 
 
-def test_test_rows_choose_nothing(dataset):
-    """With other labels on the test rows, the predictions are the same."""
+def test_test_examples_choose_nothing(dataset):
+    """With other labels on the test examples, the predictions are the same."""
     flipped = dataset["test"].map(lambda row: {"label": 1 - row["label"]})
     output, _ = classify_with_tfidf(dataset, seed=0)
     other, _ = classify_with_tfidf(DatasetDict(dataset | {"test": flipped}), seed=0)
@@ -37,7 +38,7 @@ def test_a_label_that_train_lacks_keeps_its_column():
 
 
 def test_the_results_look_like_those_of_a_method(dataset):
-    majority, classical = run_reference_points(dataset, seed=0)
+    majority, classical = run_baselines(dataset, seed=0)
     assert (majority["method"], classical["method"]) == (MAJORITY, CLASSICAL)
     assert majority["accuracy"] == 0.5
     assert classical["f1"] > majority["f1"]
@@ -45,9 +46,9 @@ def test_the_results_look_like_those_of_a_method(dataset):
 
 
 @pytest.mark.reliability("bad input")
-def test_texts_without_a_word_leave_the_other_reference_point(dataset, capsys):
+def test_texts_without_a_word_leave_the_other_baseline(dataset, capsys):
     letters = DatasetDict({name: split.map(lambda row: {"text": "a b"}) for name, split in dataset.items()})
-    majority, classical = run_reference_points(letters, seed=0)
+    majority, classical = run_baselines(letters, seed=0)
     assert majority["error"] is None
     assert "empty vocabulary" in classical["error"]
     assert f"{CLASSICAL}: failed" in capsys.readouterr().out

@@ -1,11 +1,19 @@
 import peft
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 
 from peft_helpers.arguments import TINY_GPT2
-from peft_helpers.checks import changed_parameters, fingerprint_parameters
-from peft_helpers.comparison.methods import METHODS, REFUSED, adapt_model, find_method, learning_rate
+from peft_helpers.comparison.methods import (
+    METHODS,
+    REFUSED,
+    REPEATED,
+    adapt_model,
+    find_method,
+    learning_rate,
+    plan_comparison,
+)
+from peft_helpers.metrics import changed_parameters, fingerprint_parameters
 
 OF_PEFT = [name for name, method in METHODS.items() if method.make_config is not None and not method.quantized]
 CLASSIFIER = {"task_type": "SEQ_CLS"}
@@ -36,7 +44,7 @@ def test_injecting_a_method_changes_no_prediction_and_trains_the_head(name, args
 
 
 @pytest.mark.parametrize("name", OF_PEFT)
-def test_a_row_is_classified_alike_alone_and_in_a_padded_batch(name, args, model, batch, tokenizer):
+def test_an_example_is_classified_alike_alone_and_in_a_padded_batch(name, args, model, batch, tokenizer):
     adapted = adapt_model(model, METHODS[name], args)
     alone = logits(adapted, tokenizer(["bad"], return_tensors="pt"))
     torch.testing.assert_close(logits(adapted, batch)[1:], alone, atol=1e-5, rtol=0)
@@ -63,8 +71,9 @@ def test_every_rank_scales_its_update_alike(args, model):
 
 
 def test_head_only_trains_the_head(args, model):
-    head = adapt_model(model, METHODS["head-only"], args)
-    assert [name for name, parameter in head.named_parameters() if parameter.requires_grad] == ["score.weight"]
+    adapted = adapt_model(model, METHODS["head-only"], args)
+    trainable = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    assert trainable == ["base_model.model.score.modules_to_save.default.weight"]
 
 
 def test_full_trains_everything(args, model):
@@ -80,7 +89,7 @@ def test_the_tiny_model_has_a_learning_rate_of_its_own_for_full_fine_tuning(args
 
 @pytest.mark.reliability("bad input")
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_wrong_or_cannot_run_is_refused_with_what_to_take_instead(name):
+def test_what_is_wrong_or_cannot_run_is_refused_with_what_to_use_instead(name):
     _, nearest = REFUSED[name]
     with pytest.raises(ValueError, match=f"{name} is refused: .*nearest method that works is {nearest}"):
         find_method(name)
@@ -101,7 +110,7 @@ PROMPTS = {
 
 @pytest.mark.parametrize("name", PROMPTS)
 def test_the_refused_prompts_are_wrong(name, model, batch, tokenizer):
-    """When this fails, peft or transformers is mended, and the refusal can be lifted."""
+    """When this fails, peft or transformers is fixed, and the refusal can be lifted."""
     prompted = get_peft_model(model, PROMPTS[name])
     alone = logits(prompted, tokenizer(["bad"], return_tensors="pt"))
     assert (logits(prompted, batch)[1:] - alone).abs().max() > 1e-3
@@ -146,5 +155,33 @@ def test_every_refusal_is_shown():
     assert set(REFUSED) == {*PROMPTS, *UNTRAINED_HEAD, *CANNOT_RUN, "osf"}
 
 
-def test_peft_model_is_what_comes_back(args, model):
-    assert isinstance(adapt_model(model, METHODS["lora-r8"], args), PeftModel)
+def test_the_plan_has_several_seeds_for_some_methods(args):
+    plan = plan_comparison(args.replace(comparison_methods=["full", "dora"], comparison_seeds=2, seed=5))
+    assert plan == [("full", 5), ("dora", 5), ("dora", 6)]
+    everything = plan_comparison(args.replace(comparison_methods=["all"], comparison_seeds=3))
+    assert len(everything) == len(METHODS) + 2 * len(REPEATED)
+    assert plan_comparison(args.replace(comparison_methods=["none"])) == []
+
+
+@pytest.mark.reliability("bad input")
+def test_a_plan_with_an_unknown_method_is_refused_before_anything_runs(args):
+    with pytest.raises(ValueError, match="Unknown method 'lora'"):
+        plan_comparison(args.replace(comparison_methods=["ia3", "lora"]))
+
+
+@pytest.mark.reliability("bad input")
+@pytest.mark.parametrize("names", [["all", "lora-typo"], ["none", "full"], []])
+def test_all_and_none_stand_alone(args, names):
+    with pytest.raises(ValueError, match="expected names of methods, or all or none alone"):
+        plan_comparison(args.replace(comparison_methods=names))
+
+
+def test_a_method_named_twice_is_run_once(args):
+    assert plan_comparison(args.replace(comparison_methods=["full", "full"])) == [("full", args.training.seed)]
+
+
+@pytest.mark.reliability("bad input")
+def test_a_results_file_that_is_something_else_is_refused_before_anything_runs(args, tmp_path):
+    (tmp_path / "notes.jsonl").write_text("my notes")
+    with pytest.raises(ValueError, match="expected a result of the comparison in each line"):
+        plan_comparison(args.replace(comparison_file=str(tmp_path / "notes.jsonl")))

@@ -1,8 +1,20 @@
+import json
+
 import numpy as np
 import pytest
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from peft_helpers.comparison.baselines import CLASSICAL, MAJORITY
-from peft_helpers.comparison.tables import compare_methods_to, describe_methods, format_methods, summarize_methods
+from peft_helpers.analysis.plots import CLASSICAL, MAJORITY
+from peft_helpers.comparison.tables import (
+    compare_methods_to,
+    compare_sizes,
+    describe_methods,
+    format_methods,
+    read_results,
+    summarize_methods,
+    write_results,
+)
+from peft_helpers.modeling import quantization_config
 
 
 @pytest.fixture
@@ -11,16 +23,16 @@ def results():
     right, half = [0, 0, 1, 1], [0, 0, 0, 0]
     return [
         run | {"method": "full", "trainable_parameters": 1000, "accuracy": 1.0, "f1": 1.0, "predictions": right,
-               "reload_verified": None},
+               "reload_verified": "not kept"},
         run | {"method": "ia3", "trainable_parameters": 20, "accuracy": 1.0, "f1": 1.0, "predictions": right,
-               "reload_verified": True},
+               "reload_verified": "yes"},
         run | {"method": "ia3", "trainable_parameters": 20, "accuracy": 0.5, "f1": 1 / 3, "predictions": half,
-               "reload_verified": True},
+               "reload_verified": "yes"},
         {"method": "dora", "error": "RuntimeError: no memory"},
     ]  # fmt: skip
 
 
-def test_methods_are_summarised_over_seeds(results):
+def test_methods_are_summarized_over_seeds(results):
     summary = summarize_methods(results, np.array([0, 0, 1, 1]))
     assert summary.index.tolist() == ["ia3", "full"]
     ia3 = summary.loc["ia3"]
@@ -35,8 +47,6 @@ def test_methods_are_compared_to_one_of_them(results):
     assert table.index.tolist() == ["ia3", "bad"]  # the best first
     assert table.iloc[0].tolist() == ["+0.000 [+0.000, +0.000]", "p = 1.000"]
     assert table.iloc[1, 0].startswith("-0.8")
-    with pytest.raises(ValueError, match="'dora' is not among the results: full, ia3"):
-        compare_methods_to("dora", results, np.array([0, 0, 1, 1]))
 
 
 def test_methods_are_readable(results):
@@ -52,19 +62,19 @@ def test_the_best_peft_method_is_told_beside_full_fine_tuning_and_the_classical_
     said = describe_methods([*results, results[0] | classical], np.array([0, 0, 1, 1])).split("\n")
     assert said == [
         "The best PEFT method here is ia3: macro F1 0.667.",
-        "Full fine-tuning reaches 1.000: ia3 is 0.333 below it.",
-        f"{CLASSICAL} reaches 0.333: ia3 is 0.333 above it.",
+        "Full fine-tuning reaches 1.000: ia3 differs by -0.333.",
+        f"{CLASSICAL} reaches 0.333: ia3 differs by +0.333.",
     ]
     assert describe_methods(results[:1], np.array([0, 0, 1, 1])) == "No PEFT method was compared."
 
 
 def test_a_table_is_made_where_no_method_succeeded():
     references = np.array([0, 0, 1, 1])
-    reference_points = [
+    baselines = [
         {"method": name, "seed": 0, "trainable_parameters": 0, "accuracy": 0.5, "f1": 1 / 3, "predictions": [0] * 4,
-         "train_seconds": 0.0, "error": None} for name in (MAJORITY, CLASSICAL)
+         "train_seconds": 0.0, "reload_verified": "", "error": None} for name in (MAJORITY, CLASSICAL)
     ]  # fmt: skip
-    results = [*reference_points, {"method": "ia3", "seed": 0, "error": "RuntimeError: no memory"}]
+    results = [*baselines, {"method": "ia3", "seed": 0, "error": "RuntimeError: no memory"}]
     text = format_methods(summarize_methods(results, references))
     assert text.loc[CLASSICAL].tolist() == ["0", "", "0.500", text.iloc[1, 3], "", "0", "", "", ""]
     assert compare_methods_to(CLASSICAL, results, references).index.tolist() == [MAJORITY]
@@ -75,3 +85,52 @@ def test_full_fine_tuning_alone_is_not_kept(results):
     assert format_methods(summarize_methods(results[:1], np.array([0, 0, 1, 1])))["reload verified"].tolist() == [
         "not kept"
     ]
+
+
+def test_quantized_layers_are_smaller_by_what_their_bits_say(tmp_path):
+    """8 times by the bits, less the scales of every 64 weights, themselves in 8 bits."""
+    shape = AutoConfig.for_model("gpt2", n_embd=768, n_layer=1, n_head=12, vocab_size=64, n_positions=16)
+    model = AutoModelForSequenceClassification.from_config(shape)
+    model.save_pretrained(tmp_path)
+    four_bits = quantization_config(shape)
+    quantized = AutoModelForSequenceClassification.from_pretrained(tmp_path, quantization_config=four_bits)
+    sizes = compare_sizes(model, quantized)
+    linear, whole = "weights of the linear layers", "whole model"
+    assert sizes.loc[linear, "32 bits, MB"] == pytest.approx(12 * 768**2 * 4 / 1e6)
+    assert 7.6 < sizes.loc[linear, "times smaller"] < 8
+    # What is not a linear layer's weight has the size that it had.
+    rest = sizes.loc[whole] - sizes.loc[linear]
+    assert rest["4 bits, MB"] == pytest.approx(rest["32 bits, MB"], abs=1e-6)
+
+
+@pytest.mark.reliability("fault")
+def test_a_kill_while_results_are_written_leaves_the_earlier_ones(tmp_path, monkeypatch):
+    file, row = tmp_path / "results.jsonl", {"method": "ia3", "seed": 0, "error": None, "fingerprint": "a"}
+    write_results([row], file)
+    monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_results([row, row], file)
+    assert read_results(file) == [row]
+
+
+def test_a_last_result_without_its_line_end_is_read(tmp_path):
+    file, row = tmp_path / "results.jsonl", {"method": "ia3", "seed": 0, "error": None, "fingerprint": "a"}
+    file.write_text(json.dumps(row))
+    assert read_results(file) == [row]
+
+
+@pytest.mark.reliability("bad input")
+@pytest.mark.parametrize("content", [b"my notes", b'{"id": 1}\n{"id": 2}', b"\xff\xfe\n", b"[]\n"])
+def test_the_users_own_file_is_refused_and_left_as_it_is(content, tmp_path):
+    file = tmp_path / "notes.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="expected a result of the comparison in each line, found something else"):
+        read_results(file)
+    assert file.read_bytes() == content
+
+
+@pytest.mark.reliability("bad input")
+@pytest.mark.parametrize("name", ["missing/results.jsonl", "."])
+def test_results_that_could_not_be_written_are_refused(name, tmp_path):
+    with pytest.raises(ValueError, match="expected a file, there already or not, in a folder that exists"):
+        read_results(tmp_path / name)

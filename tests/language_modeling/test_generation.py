@@ -1,17 +1,16 @@
 import pytest
-from transformers import AutoModelForCausalLM
+from datasets import Dataset
 
-from peft_helpers.language_modeling.generation import encode_prompts, generate_texts
-from peft_helpers.tokenization import set_padding
+from peft_helpers.language_modeling.generation import first_words, generate_texts
+from peft_helpers.language_modeling.task import LANGUAGE_MODELING
+from peft_helpers.modeling import load_model
 
 PROMPTS = ["a fine", "what a sad, cold and tired"]
 
 
 @pytest.fixture
 def language_model(args, tokenizer):
-    model = AutoModelForCausalLM.from_pretrained(args.model.model_name_or_path)
-    set_padding(tokenizer, model)
-    return model
+    return load_model(args, tokenizer, LANGUAGE_MODELING)
 
 
 def test_each_text_goes_on_from_its_prompt_by_the_seed(language_model, tokenizer, recwarn, caplog):
@@ -19,34 +18,29 @@ def test_each_text_goes_on_from_its_prompt_by_the_seed(language_model, tokenizer
     assert all(text.startswith(prompt) and text != prompt for text, prompt in zip(texts, PROMPTS, strict=True))
     assert generate_texts(language_model, tokenizer, PROMPTS, seed=1, max_new_tokens=8) == texts
     assert generate_texts(language_model, tokenizer, PROMPTS, seed=2, max_new_tokens=8) != texts
+    assert tokenizer.padding_side == "right"
     assert not [record for record in caplog.records if "pad" in record.getMessage() or "mask" in record.getMessage()]
     assert not recwarn
 
 
-def test_prompts_are_padded_on_the_left_and_the_tokenizer_stays_as_it_was(language_model, tokenizer):
-    encoded = encode_prompts(PROMPTS, tokenizer, language_model)
-    assert encoded["attention_mask"][0].tolist() == sorted(encoded["attention_mask"][0].tolist())
-    assert encoded["attention_mask"][:, -1].all()
-    assert tokenizer.padding_side == "right"
-
-
-def test_padding_changes_nothing_of_what_is_most_probable(language_model, tokenizer):
-    together = encode_prompts(PROMPTS, tokenizer, language_model, 6)
-    alone = encode_prompts(PROMPTS[:1], tokenizer, language_model, 6)
-    outputs = [
-        language_model.generate(**inputs, max_new_tokens=6, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-        for inputs in (together, alone)
-    ]
-    assert outputs[0][0, -6:].tolist() == outputs[1][0, -6:].tolist()
+def test_prompts_are_padded_on_the_left_and_the_model_is_told(language_model, tokenizer, monkeypatch):
+    given = {}
+    monkeypatch.setattr(language_model, "generate", lambda **names: (given.update(names), names["input_ids"])[1])
+    assert generate_texts(language_model, tokenizer, PROMPTS, seed=1) == PROMPTS
+    mask = given["attention_mask"]
+    assert mask[0].tolist() == sorted(mask[0].tolist())
+    assert mask[:, -1].all()
+    assert not mask.all()
+    assert given["pad_token_id"] == tokenizer.pad_token_id
 
 
 @pytest.mark.reliability("bad input")
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        ("one text", "Expected a list of prompts, each a string; found 'one text'"),
-        ([], r"Expected a list of prompts, each a string; found \[\]"),
-        ([None], r"found \[None\]"),
+        ("one text", "Expected a list of texts, found 'one text'"),
+        ([], r"Expected a list of texts, found \[\]"),
+        ([None], "Text 0 is None; expected a string"),
         (["good", ""], "The prompt '' has no token to go on from"),
         (
             ["bad " * 40],
@@ -56,20 +50,20 @@ def test_padding_changes_nothing_of_what_is_most_probable(language_model, tokeni
 )
 def test_prompts_that_cannot_be_continued_are_named(prompts, message, language_model, tokenizer):
     with pytest.raises(ValueError, match=message):
-        encode_prompts(prompts, tokenizer, language_model)
+        generate_texts(language_model, tokenizer, prompts, seed=1)
 
 
 def test_prompt_and_new_tokens_may_fill_the_positions_but_not_more(language_model, tokenizer):
-    tokens = encode_prompts(["good"], tokenizer, language_model)["input_ids"].shape[1]
-    encode_prompts(["good"], tokenizer, language_model, 64 - tokens)
+    tokens = len(tokenizer("good")["input_ids"])
+    generate_texts(language_model, tokenizer, ["good"], 1, max_new_tokens=64 - tokens)
     with pytest.raises(ValueError, match=f"has {tokens} tokens; with {65 - tokens} new ones"):
-        encode_prompts(["good"], tokenizer, language_model, 65 - tokens)
+        generate_texts(language_model, tokenizer, ["good"], 1, max_new_tokens=65 - tokens)
 
 
-def test_the_model_is_told_which_tokens_are_padding(language_model, tokenizer, monkeypatch):
-    inputs = encode_prompts(PROMPTS, tokenizer, language_model)
-    given = {}
-    monkeypatch.setattr(language_model, "generate", lambda **names: (given.update(names), names["input_ids"])[1])
-    assert generate_texts(language_model, tokenizer, PROMPTS, seed=1) == PROMPTS
-    assert given["pad_token_id"] == tokenizer.pad_token_id
-    assert given["attention_mask"].tolist() == inputs["attention_mask"].tolist()
+def test_prompts_are_the_first_words_of_the_documents():
+    texts = Dataset.from_dict({"text": ["one two\nthree four five six seven eight nine", "short", "third", "fourth"]})
+    assert first_words(texts) == ["one two three four five six seven eight", "short", "third"]
+
+
+def test_a_prompt_of_a_script_without_spaces_is_cut():
+    assert first_words(Dataset.from_dict({"text": ["\u6587" * 5000, "one two"]})) == ["\u6587" * 100, "one two"]

@@ -7,7 +7,8 @@ import nbformat
 import pytest
 from packaging.requirements import Requirement
 
-from peft_helpers import check_requirements, requirements
+from peft_helpers.app import notebook
+from peft_helpers.app.notebook import REQUIREMENTS, Box, check_requirements
 
 # The name of a package where it is not that of the module.
 PACKAGES = {"sklearn": "scikit-learn", "IPython": "ipython"}
@@ -17,8 +18,8 @@ OPTIONAL = {"gradio", "playwright"}  # the web page's
 def imported_modules() -> set[str]:
     paths = [*Path("peft_helpers").rglob("*.py"), *Path("tests").rglob("*.py")]
     sources = [path.read_text(encoding="utf-8") for path in paths]
-    notebook = nbformat.read("LightweightFineTuning.ipynb", as_version=4)
-    sources += [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    cells = nbformat.read("LightweightFineTuning.ipynb", as_version=4).cells
+    sources += [cell.source for cell in cells if cell.cell_type == "code"]
     nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
@@ -26,7 +27,7 @@ def imported_modules() -> set[str]:
 
 
 def test_whatever_is_imported_is_required():
-    lines = requirements.REQUIREMENTS.read_text(encoding="utf-8").splitlines()
+    lines = REQUIREMENTS.read_text(encoding="utf-8").splitlines()
     required = {Requirement(line).name for line in lines if not line.startswith("#")}
     ours = {"peft_helpers", "tests"} | {path.stem for path in Path("tests").rglob("*.py")}
     assert {PACKAGES.get(name, name) for name in imported_modules() - ours - OPTIONAL} <= required
@@ -57,7 +58,7 @@ def test_newer_than_tested_is_no_error(tmp_path):
 
 @pytest.mark.reliability("fault")
 def test_an_old_python_is_named(monkeypatch):
-    monkeypatch.setattr(requirements, "OLDEST_PYTHON", (9, 9))
+    monkeypatch.setattr(notebook, "OLDEST_PYTHON", (9, 9))
     with pytest.raises(ImportError, match=r"Expected Python 3\.11 or newer, found 3\.\d+\.\d+; choose another kernel"):
         check_requirements()
 
@@ -66,3 +67,11 @@ def test_the_check_itself_needs_nothing_that_may_be_missing():
     code = "import sys, peft_helpers as helpers; helpers.check_requirements(); print(*sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"torch", "transformers", "peft", "datasets", "numpy", "pandas"} & set(output.split())
+
+
+def test_a_box_is_a_frame_in_a_notebook_and_a_line_elsewhere():
+    box = Box("Offline", "a <small> model")
+    assert repr(box) == "Offline: a <small> model"
+    frame = box._repr_html_()
+    assert frame.startswith("<table")
+    assert "Offline</h3><p>a &lt;small&gt; model</p>" in frame

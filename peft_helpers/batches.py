@@ -1,0 +1,98 @@
+"""Batches of similar length, in training and in evaluation: padding is computed for nothing."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader, Sampler
+from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
+
+JITTER = 0.05  # of a length: enough that long examples too, which seldom share a length, have new neighbors each epoch
+# Tokens of a batch in evaluation, padding included: where the rate of a CPU, or of a GPU, stops rising.
+EVALUATION_TOKENS = {"cpu": 2_048, "cuda": 32_768}
+
+
+class LengthSampler(Sampler[int]):
+    """Yields numbers of examples so that each ``batch_size`` of them in turn are of similar length, in random order.
+
+    The Trainer's own ``group_by_length`` leaves more padding where examples are few: with 512 of SST-2 in batches of 16
+    it computes on 80 % real tokens, this on 93 %. The longest batch comes first: if it does not fit into memory, that
+    shows at once. The order depends on ``seed`` and ``epoch()`` alone: a resumed run has that of the run it resumes.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int, epoch: Callable[[], int]):
+        self.lengths, self.batch_size, self.seed, self.epoch = np.asarray(lengths), batch_size, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = np.random.default_rng([self.seed, self.epoch()])
+        noise = generator.uniform(-JITTER, JITTER, len(self.lengths))  # below 1 / JITTER tokens it only breaks ties
+        order = np.argsort(self.lengths * (1 + noise))[::-1]
+        whole = len(order) // self.batch_size * self.batch_size
+        batches = order[:whole].reshape(-1, self.batch_size)
+        batches[1:] = generator.permutation(batches[1:])
+        yield from np.concatenate([batches.ravel(), order[whole:]]).tolist()
+
+
+def batch_by_tokens(lengths: list[int], max_tokens: int, max_rows: int) -> list[list[int]]:
+    """Return batches of examples that follow each other, at most ``max_tokens`` once padded; one alone may have more."""
+    batches, longest = [[]], 0
+    for number, length in enumerate(lengths):
+        longest, count = max(longest, length), len(batches[-1]) + 1
+        if count > 1 and (count > max_rows or count * longest > max_tokens):
+            batches.append([])
+            longest = length
+        batches[-1].append(number)
+    return batches
+
+
+class LengthTrainer(Trainer):
+    """A Trainer for datasets with a column ``length``: batches of similar length, in evaluation of similar tokens."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # GPT-2's classifier ignores num_items_in_batch, and nobody would divide its loss by gradient_accumulation_steps
+        # (transformers issue 47688). Its language model divides by it, but the Trainer counts the first token of each
+        # row, which is not predicted (transformers pull request 46204 leaves out GPT2LMHeadModel).
+        self.model_accepts_loss_kwargs = False
+
+    def train(self, *args, **kwargs) -> TrainOutput:
+        """Train as `Trainer.train` does, on the gradients of all processes, even a model that was evaluated before."""
+        # Accelerate marks a model that it has prepared for evaluation and does not prepare it for training then: each
+        # process would follow its own gradients, unnoticed.
+        # https://github.com/huggingface/accelerate/blob/v1.15.0/src/accelerate/accelerator.py, prepare_model
+        for module in self.model.modules():
+            vars(module).pop("_is_accelerate_prepared", None)
+        return super().train(*args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
+        # Of the dataset as it was passed in: the one here has lost the columns that the model does not know.
+        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size  # of an update
+        lengths = self.train_dataset["length"][:]
+        return LengthSampler(lengths, rows, self.args.seed, lambda: math.floor(self.state.epoch or 0))
+
+    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
+        """Return the batches of ``eval_dataset``, by default of the dataset that the Trainer was made with."""
+        return self.get_test_dataloader(self.eval_dataset if eval_dataset is None else eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        """Return the batches of ``test_dataset`` in its order: by tokens, or by rows where processes share them.
+
+        By rows also where the loss is the metric: the Trainer takes all batches but the last to be of one size.
+        """
+        if self.args.world_size > 1 or self.compute_metrics is None:
+            return super().get_test_dataloader(test_dataset)
+        tokens = EVALUATION_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
+        batches = batch_by_tokens(test_dataset["length"][:], tokens, self.args.eval_batch_size)
+        dataset = self._remove_unused_columns(test_dataset, "test")
+        return self.accelerator.prepare(DataLoader(dataset, batch_sampler=batches, collate_fn=self.data_collator))
+
+
+def longest_first(dataset: Dataset) -> np.ndarray:
+    """Return the numbers of the examples in descending order of ``length``."""
+    return np.argsort(dataset["length"][:], kind="stable")[::-1]
