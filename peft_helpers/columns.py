@@ -30,7 +30,8 @@ def find_text_column(dataset: Dataset, text_column: str | None = None, label_col
     """
     kinds = ("string", "large_string", "string_view")  # pandas and polars write the other two
     strings = [name for name, feature in dataset.features.items() if getattr(feature, "dtype", None) in kinds]
-    candidates = ["text"] if "text" in strings else [name for name in strings if name != label_column]
+    strings = [name for name in strings if name != label_column]
+    candidates = ["text"] if "text" in strings else strings
     if len(candidates) > 1:
         probes = {name: _probe(dataset, name) for name in candidates}
         numeric = {name for name, values in probes.items() if pd.to_numeric(values, errors="coerce").notna().all()}

@@ -2,7 +2,16 @@
 
 import numpy as np
 import pandas as pd
-from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value, concatenate_datasets
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    IterableDataset,
+    IterableDatasetDict,
+    Value,
+    concatenate_datasets,
+)
 
 from peft_helpers.arguments import Arguments
 from peft_helpers.columns import find_columns, name_labels, order_names
@@ -23,6 +32,8 @@ def prepare_splits(raw: DatasetDict, args: Arguments) -> DatasetDict:
         ValueError: a column cannot be found or used, a split is empty, there is one label only, or a label to be tested
             on never occurs in train.
     """
+    if isinstance(raw, IterableDatasetDict):
+        raise ValueError("A streamed dataset has no tables to split; use prepare_stream, or leave out --streaming.")
     dataset, rows = read_rows(rename_splits(raw), args.data.text_column, args.data.label_column)
     rows = carve_missing_splits(rows, args.data.max_train_samples, args.training.seed)
     rank = rows["split"].map({"test": 0, "validation": 1, "train": 2})
@@ -33,7 +44,7 @@ def prepare_splits(raw: DatasetDict, args: Arguments) -> DatasetDict:
     splits = {
         name: take_stratified(rows[rows["split"] == name], limit, args.training.seed) for name, limit in limits.items()
     }
-    _check_labels({name: split["label"] for name, split in splits.items()}, dataset.features["label"])
+    _check_labels({name: split["label"] for name, split in splits.items()}, dataset.features["label"].names)
     return DatasetDict({name: dataset.select(split.index) for name, split in splits.items()})
 
 
@@ -52,7 +63,8 @@ def read_rows(
     splits = {name: split.select_columns([text_column, label_column]) for name, split in splits.items()}
     texts = concatenate_datasets([_take_texts(split, text_column) for split in splits.values()])
     labels = [name_labels(split[label_column][:], split.features[label_column]) for split in splits.values()]
-    rows = pd.DataFrame({"text": _hash_column(texts), "label": pd.concat(labels, ignore_index=True)})
+    hashes = [hash_texts(batch["text"]) for batch in texts.iter(batch_size=1000)]
+    rows = pd.DataFrame({"text": np.concatenate(hashes), "label": pd.concat(labels, ignore_index=True)})
     rows["split"] = np.repeat(list(splits), [split.num_rows for split in splits.values()])
     label_names = label_names or order_names(rows["label"], next(iter(splits.values())).features[label_column])
     if unknown := sorted(set(rows["label"].dropna()) - {*label_names, "-1"}):
@@ -138,16 +150,15 @@ def _report_conflicts(rows: pd.DataFrame) -> None:
             print(f"{name}: {count:,} texts occur with conflicting labels; all of these rows are kept.")
 
 
-def _check_labels(splits: dict[str, pd.Series], label: ClassLabel) -> None:
+def _check_labels(splits: dict[str, pd.Series], label_names: list[str]) -> None:
     counts = {name: len(labels) for name, labels in splits.items()}
-    if not all(counts.values()):
+    if 0 in counts.values():
         raise ValueError(f"A split has no rows with text and label left: {counts}; the dataset is too small.")
-    names = {name: {label.names[number] for number in labels} for name, labels in splits.items()}
+    names = {name: {label_names[number] for number in labels} for name, labels in splits.items()}
     if len(names["train"]) < 2:
         raise ValueError(f"The split train has one label only, {names['train']}; expected two. -1 means 'no label'.")
-    for name in ("validation", "test"):
-        if unknown := names[name] - names["train"]:
-            raise ValueError(
-                f"The split {name} has the labels {sorted(unknown)}, which train lacks (its {counts['train']:,} rows "
-                f"have {sorted(names['train'])}); correct those rows, or take more of train."
-            )
+    if unknown := (names["validation"] | names["test"]) - names["train"]:
+        raise ValueError(
+            f"Validation or test has the labels {sorted(unknown)}, which train lacks (its {counts['train']:,} rows "
+            f"have {sorted(names['train'])}); correct those rows, or take more of train."
+        )

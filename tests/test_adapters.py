@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from transformers import GPT2Config, GPT2ForSequenceClassification
 from transformers.trainer_utils import PredictionOutput
 
-from peft_helpers import adapter_size, adapters, check_output_dir, describe_adapter, list_files, make_arguments
-from peft_helpers.adapters import replace_folder, save_recipe
+from peft_helpers import adapter_size, adapters, check_output_dir, describe_adapter, interruptions, make_arguments
+from peft_helpers import replace_folder
+from peft_helpers.adapters import save_recipe
 
 
 def test_a_save_leaves_the_results_of_an_earlier_one_behind_but_not_the_users_files(tmp_path):
@@ -331,7 +332,7 @@ def save_small_adapter(folder: str) -> None:
     torch.nn.init.ones_(peft_model.base_model.model.score.modules_to_save["default"].weight)
     peft_model.save_pretrained(folder)
     output = PredictionOutput(None, None, {"test_examples": 1})
-    describe_adapter(peft_model, make_arguments(), output, output, folder)
+    describe_adapter(peft_model, make_arguments(), folder)
 
 
 @pytest.mark.slow

@@ -65,6 +65,7 @@ def test_odd_texts_are_read_from_a_file_as_they_are(tmp_path, name):
     assert sorted(text for split in dataset.values() for text in split["text"]) == sorted(texts)
 
 
+@pytest.mark.slow
 def test_odd_texts_are_trained_on_and_predicted_like_others(peft_model, tokenizer, args):
     texts = [*ODD_TEXTS.values(), "", " "]
     rows = Dataset.from_dict({"text": texts, "label": [0, 1] * (len(texts) // 2)})
@@ -225,7 +226,7 @@ def test_a_key_that_a_json_row_lacks_is_a_missing_value(tmp_path, capsys):
 def test_labels_that_differ_between_the_splits_are_an_error(raw, other):
     raw = raw.cast_column("label", ClassLabel(names=["negative", "positive"]))
     raw["test"] = raw["test"].cast_column("label", other)
-    with pytest.raises(ValueError, match=r"split test has the labels \['0', '1'\], which train lacks"):
+    with pytest.raises(ValueError, match=r"has the labels \['0', '1'\], which train lacks"):
         prepare_splits(raw, make_arguments())
 
 

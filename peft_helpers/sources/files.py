@@ -28,18 +28,17 @@ _CSV = {"path": "csv", "keep_default_na": False, "index_col": False}
 _TSV = _CSV | {"sep": "\t", "quoting": csv.QUOTE_NONE}
 _JSON = {"path": "json"}
 BUILDERS = {".csv": _CSV, ".tsv": _TSV, ".json": _JSON, ".jsonl": _JSON, ".parquet": {"path": "parquet"}}
-_FIELDS = "UTF-8, a header with a name of its own for each column, at least one row, and as many fields in each line"
-_OBJECTS = (
-    'UTF-8, at least one row, an object in each line, {"text": "...", "label": "..."}, or one list of such objects'
-)
 _EXPECTED = {
-    ".csv": f"{_FIELDS}, with commas between them; put quotes around a field that has a comma, a quote or a line break",
-    ".tsv": f"{_FIELDS}, with tabs between them",
-    ".json": _OBJECTS,
-    ".jsonl": _OBJECTS,
-    ".parquet": "a whole parquet file with at least one row, not gzipped",
-    ".txt": "a text file in UTF-8",
+    "csv": "UTF-8, a header with a name of its own for each column, at least one row, and as many fields in each line, "
+    "with commas (in a tsv: tabs) between them; in a csv, put quotes around a field with a comma, quote or line break",
+    "json": 'UTF-8, at least one row, an object a line, {"text": "...", "label": "..."}, or one list of such objects',
+    "parquet": "a whole parquet file with at least one row, not gzipped",
+    "text": "a text file in UTF-8",
 }
+
+
+class UnreadableFileError(ValueError):
+    """A file cannot be read; the message has its name, the reason and what was expected."""
 
 
 def load_splits(args: Arguments) -> DatasetDict | dict[str, Dataset]:
@@ -83,14 +82,15 @@ def dataset_arguments(data: DataArguments) -> dict:
     builder = BUILDERS[extension(files[0])]
     for file in files:
         with _explain_errors([file]):
-            _check_start(file)
-            if builder is _JSON and not data.streaming:
-                deque(read_lines(file), maxlen=0)  # the loader would take what is not UTF-8
+            if builder is _JSON:
+                _check_json(file)
             elif builder["path"] == "csv":
                 names = _read_header(file, builder)
                 features = arguments.setdefault("features", Features({name: Value("string") for name in names}))
                 if set(names) != set(features):
                     raise ValueError(f"its columns are {names}, but those of {files[0].name} {list(features)}")
+    if builder is _JSON and not data.streaming:
+        _check_encoding(files)  # the loader would take what is not UTF-8
     # The loader would take a bracket in a name for a pattern.
     arguments["data_files"] = {name: [glob.escape(str(file)) for file in part] for name, part in splits.items()}
     return builder | arguments
@@ -134,23 +134,24 @@ def _list_files(splits: dict[str, list[Path]] | None) -> list[Path]:
 
 @contextmanager
 def _explain_errors(files: list[Path]) -> Iterator[None]:
-    """Have any error name the files that are read, the library's reason, and what was expected."""
     try:
         yield
+    except (FileNotFoundError, UnreadableFileError):
+        raise
     except Exception as error:  # pandas, pyarrow, gzip and datasets have each their own
-        if not files or "cannot be read" in str(error):
-            raise
+        if not files:
+            raise  # of a dataset on the Hub
         reason = error.__cause__ if type(error) is DatasetGenerationError else error
         if isinstance(reason, UnicodeDecodeError):
-            for file in files:
-                deque(read_lines(file), maxlen=0)  # raises an error that has the line
-        names, expected = ", ".join(map(str, files)), _EXPECTED.get(extension(files[0]))
+            _check_encoding(files)
+        names, kind = ", ".join(map(str, files)), BUILDERS.get(extension(files[0]), {"path": "text"})["path"]
         reason = str(reason).strip().removesuffix(".") or "it has no rows"
-        raise ValueError(f"{names} cannot be read: {reason}. Expected {expected}.") from error
+        raise UnreadableFileError(f"{names} cannot be read: {reason}. Expected {_EXPECTED[kind]}.") from error
 
 
 def _read_header(file: Path, builder: dict) -> list[str]:
     options = {name: value for name, value in builder.items() if name != "path"}
+    next(read_lines(file), None)  # pandas would end a field at a zero byte, which UTF-16 has
     rows = pd.read_csv(file, header=None, nrows=2, dtype=str, **options)
     names = rows.iloc[0].tolist()
     is_one_field = len(names) == 1 and re.search(r"[;\t|,]", names[0])
@@ -165,13 +166,15 @@ def _open(file: Path) -> BinaryIO:
     return gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")
 
 
-def _check_start(file: Path) -> None:
+def _check_json(file: Path) -> None:
     with _open(file) as lines:
-        start = lines.read(1000)
-    if extension(file) != ".parquet" and b"\0" in start[:4]:
-        raise ValueError("it has zero bytes, as UTF-16 has; convert it with `iconv -f UTF-16 -t UTF-8`")
-    if re.match(rb"(\xef\xbb\xbf)?\s*\[?\s*null\b", start):  # pyarrow 26 would end the process (segmentation fault)
-        raise ValueError("it begins with null")
+        if re.match(rb"(\xef\xbb\xbf)?\s*\[?\s*null\b", lines.read(1000)):
+            raise ValueError("it begins with null")  # pyarrow 26 would end the process (segmentation fault)
+
+
+def _check_encoding(files: list[Path]) -> None:
+    for file in files:
+        deque(read_lines(file), maxlen=0)
 
 
 def read_lines(file: Path) -> Iterator[str]:
@@ -182,6 +185,8 @@ def read_lines(file: Path) -> Iterator[str]:
     """
     with _explain_errors([file]), _open(file) as lines:
         for number, line in enumerate(lines, start=1):
+            if number == 1 and b"\0" in line[:4]:
+                raise ValueError("it has zero bytes, as UTF-16 has; convert it with `iconv -f UTF-16 -t UTF-8`")
             try:
                 text = line.decode("utf-8-sig").rstrip("\r\n")
             except UnicodeDecodeError as error:

@@ -96,7 +96,7 @@ def test_no_line_of_wikitext_is_lost():
             b"a,b\n" + b"1,2\n" * 9,
             "Name the text_column: .*found none; the columns are a: string",
         ),
-        (None, b"", "missing.txt cannot be read: .*No such file"),
+        (None, b"", "No such file or directory: .*missing.txt"),
     ],
     ids=["too few", "blank", "not UTF-8", "not gzipped", "two columns", "no column", "no file"],
 )

@@ -18,6 +18,7 @@ from peft_helpers import (
     make_arguments,
     make_trainer,
     predict,
+    prepare_splits,
     tokenize_splits,
 )
 from peft_helpers.modeling import load_model
@@ -129,7 +130,7 @@ def test_examples_without_text_or_label_and_texts_of_other_splits_are_left_out(s
         ({"train": rows(40, labels=["good"])}, {}, r"one label only, \{'good'\}"),
         ({"train": rows(4)}, {}, "no rows .*'validation': 0, 'test': 1.; the dataset is too small"),
         ({"train": rows(3000, labels=[str(n) for n in range(2000)])}, {}, "There are 2,000 labels in 3,000 rows"),
-        ({"train": rows(40), "test": rows(9, "t", ["good", "mixed"])}, {}, r"test has the labels \['mixed'\]"),
+        ({"train": rows(40), "test": rows(9, "t", ["good", "mixed"])}, {}, r"has the labels \['mixed'\]"),
         ({"train": rows(4), "validation": rows(8, "v"), "test": rows(8)}, {}, "no rows .*'train': 0"),
     ],
 )
@@ -137,6 +138,12 @@ def test_examples_without_text_or_label_and_texts_of_other_splits_are_left_out(s
 def test_a_stream_that_cannot_be_trained_on_is_refused(streamed, splits, changes, message):
     with pytest.raises(ValueError, match=message):
         prepare_stream(stream(**splits), streamed.replace(**changes))
+
+
+@pytest.mark.reliability("bad input")
+def test_prepare_splits_refuses_a_stream(streamed):
+    with pytest.raises(ValueError, match="use prepare_stream, or leave out --streaming"):
+        prepare_splits(stream(train=rows(40)), streamed)
 
 
 def test_a_file_is_streamed_as_it_would_be_loaded(tmp_path, streamed):
@@ -206,6 +213,7 @@ def test_a_stream_is_trained_on_for_max_steps_also_beyond_its_end(new_streaming_
     assert predict(trainer.model, tokenizer, tokenized["test"], streamed).predictions.shape == (8, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.reliability("fault")
 def test_a_streamed_run_that_failed_goes_on_and_ends_as_if_nothing_had_happened(new_streaming_trainer, tmp_path):
     whole, _ = new_streaming_trainer(output_dir=str(tmp_path / "whole"))
