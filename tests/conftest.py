@@ -28,6 +28,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, set_seed
 
 import peft_helpers as helpers
+from peft_helpers.adapters import save_recipe
 from peft_helpers.modeling import load_model
 from peft_helpers.tiny_gpt2.pretrain import train_tokenizer
 
@@ -190,6 +191,13 @@ def peft_model(model):
     torch.manual_seed(0)
     lora = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", fan_in_fan_out=True, init_lora_weights=False)
     return get_peft_model(model, lora)
+
+
+@pytest.fixture
+def saved(peft_model, args):
+    peft_model.save_pretrained(args.training.output_dir)
+    save_recipe(args, args.training.output_dir)
+    return Path(args.training.output_dir)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import shutil
 import signal
 import threading
@@ -11,10 +12,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import ProgressCallback, TrainerCallback
 from transformers.utils.notebook import NotebookProgressCallback
 
-from peft_helpers import fingerprint_parameters, guard_training, plot_training, predict
+from peft_helpers import (
+    check_output_dir,
+    fingerprint_parameters,
+    guard_training,
+    interruptions,
+    plot_training,
+    predict,
+    replace_folder,
+)
 from peft_helpers.arguments import TINY_GPT2
 from peft_helpers.interruptions import check_space, find_checkpoint, smaller_batch
 
@@ -320,3 +330,190 @@ def test_other_errors_stay_as_they_are(new_trainer):
 )
 def test_a_smaller_batch_keeps_the_rows_of_an_update(before, after):
     assert smaller_batch(*before) == after
+
+
+# Saving
+
+
+def test_a_save_leaves_the_results_of_an_earlier_one_behind_but_not_the_users_files(tmp_path):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    for name in ("results.json", "before_after.png", "notes.txt"):
+        (folder / name).touch()
+    with replace_folder(folder) as new:
+        (new / "adapter_config.json").touch()
+    assert sorted(path.name for path in folder.iterdir()) == ["adapter_config.json", "notes.txt"]
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def earlier(tmp_path) -> Path:
+    folder = tmp_path / "parent" / "adapter"
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text("earlier")
+    (folder / "README.md").write_text("earlier")
+    return folder
+
+
+EARLIER = {"adapter_config.json": "earlier", "README.md": "earlier"}
+NEW = {"adapter_config.json": "new", "README.md": "new"}
+
+
+def write_new(folder: Path) -> None:
+    for name, text in NEW.items():
+        (folder / name).write_text(text)
+
+
+def test_a_folder_is_replaced_as_a_whole(earlier):
+    with replace_folder(earlier) as folder:
+        write_new(folder)
+        assert content(earlier) == EARLIER
+    assert content(earlier) == NEW
+    assert list(earlier.parent.iterdir()) == [earlier]
+
+
+def test_a_first_save_makes_the_folder_and_its_parents(tmp_path):
+    with replace_folder(tmp_path / "a" / "b") as folder:
+        write_new(folder)
+    assert content(tmp_path / "a" / "b") == NEW
+
+
+def test_the_users_own_files_are_carried_over(earlier):
+    (earlier / "notes.txt").write_text("mine")
+    (earlier / ".git").mkdir()
+    with replace_folder(earlier) as folder:
+        write_new(folder)
+    assert (earlier / ".git").is_dir()
+    (earlier / ".git").rmdir()
+    assert content(earlier) == NEW | {"notes.txt": "mine"}
+
+
+def test_a_link_stays_and_nothing_outside_is_touched(earlier, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "thesis.tex").write_text("mine")
+    (earlier / "README.md").unlink()
+    (earlier / "README.md").symlink_to(outside)  # it goes with the earlier folder
+    link = tmp_path / "link"
+    link.symlink_to(earlier)
+    with replace_folder(link) as folder:
+        write_new(folder)
+    assert link.is_symlink()
+    assert content(link) == content(earlier) == NEW
+    assert content(outside) == {"thesis.tex": "mine"}
+
+
+def write_half(folder: Path, error: BaseException) -> None:
+    (folder / "adapter_config.json").write_text("half")
+    raise error
+
+
+@pytest.mark.reliability("fault")
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a bug"), KeyboardInterrupt(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))], ids=repr
+)
+def test_an_error_while_writing_leaves_the_earlier_folder_whole(earlier, error):
+    with pytest.raises(type(error)) as caught, replace_folder(earlier) as folder:
+        write_half(folder, error)
+    assert caught.value.__notes__ == [f"{earlier} is as it was before."]
+    assert content(earlier) == EARLIER
+    assert list(earlier.parent.iterdir()) == [earlier]
+
+
+@pytest.mark.reliability("fault")
+def test_weights_that_do_not_fit_on_the_disk_leave_the_earlier_adapter_whole(saved, peft_model):
+    before = {path: path.read_bytes() for path in saved.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, limits[1]))  # bytes a file: the system refuses to write more
+    try:
+        with pytest.raises((OSError, SafetensorError)) as caught, replace_folder(saved) as folder:
+            peft_model.save_pretrained(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"{saved} is as it was before." in caught.value.__notes__
+    assert {path: path.read_bytes() for path in saved.iterdir()} == before
+
+
+def fail_in_second_rename(monkeypatch, fail) -> None:
+    rename, calls = Path.rename, []
+
+    def failing(path, target):
+        calls.append(path)
+        if len(calls) == 2:
+            fail()
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+
+
+@pytest.mark.reliability("fault")
+def test_an_error_between_the_two_renames_puts_the_earlier_folder_back(earlier, monkeypatch):
+    def fail():
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    fail_in_second_rename(monkeypatch, fail)
+    with pytest.raises(OSError, match="Input/output error"), replace_folder(earlier) as folder:
+        write_new(folder)
+    assert content(earlier) == EARLIER
+    assert list(earlier.parent.iterdir()) == [earlier]
+
+
+def save_in_a_process_that_is_killed(folder: Path, at: str) -> None:
+    """SIGKILL a real process while it is writing, between the renames, or while it removes the earlier folder."""
+
+    def die(*_, **__):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with pytest.MonkeyPatch.context() as patch, replace_folder(folder) as new:
+                (new / "adapter_config.json").write_text("new")
+                if at == "writing":
+                    die()
+                write_new(new)
+                if at == "renaming":
+                    fail_in_second_rename(patch, die)
+                if at == "removing":
+                    patch.setattr(interruptions.shutil, "rmtree", die)
+        finally:
+            os._exit(0)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+
+
+@pytest.mark.reliability("fault")
+@pytest.mark.parametrize(
+    ("at", "there", "expected"),
+    [
+        ("writing", {"adapter", ".adapter.saving"}, EARLIER),
+        ("renaming", {".adapter.saving", ".adapter.replaced"}, NEW),
+        ("removing", {"adapter", ".adapter.replaced"}, NEW),
+    ],
+)
+def test_a_killed_save_leaves_one_whole_adapter_and_is_cleared_up(earlier, args, at, there, expected):
+    (earlier / "notes.txt").write_text("mine")
+    save_in_a_process_that_is_killed(earlier, at)
+    assert {path.name for path in earlier.parent.iterdir()} == there
+    check_output_dir(args.replace(output_dir=str(earlier), overwrite_output_dir=True))
+    assert list(earlier.parent.iterdir()) == [earlier]
+    assert content(earlier) == expected | {"notes.txt": "mine"}
+
+
+@pytest.mark.reliability("fault")
+def test_what_only_its_other_name_is_left_of_is_put_back(earlier):
+    earlier.rename(earlier.with_name(".adapter.replaced"))
+    with pytest.raises(RuntimeError), replace_folder(earlier):
+        raise RuntimeError
+    assert content(earlier) == EARLIER
+
+
+@pytest.mark.reliability("fault")
+def test_a_first_save_that_was_killed_leaves_no_half_adapter(tmp_path):
+    save_in_a_process_that_is_killed(tmp_path / "adapter", "writing")
+    assert not (tmp_path / "adapter").exists()
+    with replace_folder(tmp_path / "adapter") as folder:
+        assert not list(folder.iterdir())
+    assert list(tmp_path.iterdir()) == [tmp_path / "adapter"]

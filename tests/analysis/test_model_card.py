@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM
 from transformers.trainer_utils import PredictionOutput
 
 import peft_helpers as helpers
-from peft_helpers.analysis.model_card import make_card
 
 TEXTS = ["a fine film", "bad", "what a sad, cold and tired story", ""]
 UNTUNED = {"test_accuracy": 0.6, "test_f1": 0.58333, "test_loss": 0.7, "test_examples": 1234}
@@ -23,10 +22,14 @@ TUNED = {"test_accuracy": 0.8, "test_f1": 0.76190, "test_loss": 0.3, "test_examp
 
 
 @pytest.fixture
-def make(peft_model):
-    config = peft_model.peft_config["default"].to_dict() | {"task_type": "SEQ_CLS", "peft_type": "LORA"}
-    config["target_modules"] = sorted(config["target_modules"])
-    return lambda args: make_card(peft_model, args, UNTUNED, TUNED, config)
+def make(peft_model, tmp_path):
+    def make(args) -> ModelCard:
+        peft_model.save_pretrained(tmp_path)
+        helpers.describe_adapter(peft_model, args, tmp_path)
+        helpers.save_model_card(peft_model, args, output(UNTUNED), output(TUNED), tmp_path)
+        return ModelCard.load(tmp_path / "README.md")
+
+    return make
 
 
 def test_the_scores_are_in_the_text_and_in_the_metadata(make, args):
@@ -127,7 +130,8 @@ def saved(peft_model, tokenizer, args) -> Path:
     with helpers.replace_folder(args.training.output_dir) as folder:
         peft_model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        helpers.describe_adapter(peft_model, args, output(UNTUNED), output(TUNED), folder)
+        helpers.describe_adapter(peft_model, args, folder)
+        helpers.save_model_card(peft_model, args, output(UNTUNED), output(TUNED), folder)
     return Path(args.training.output_dir)
 
 
@@ -164,7 +168,8 @@ def test_the_card_of_a_language_model_has_its_scores_and_code_that_runs(args, to
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     scores = [output({"test_perplexity": value, "test_examples": 43}) for value in (90.1263, 80.0041)]
-    helpers.describe_adapter(model, args, *scores, folder)
+    helpers.describe_adapter(model, args, folder)
+    helpers.save_model_card(model, args, *scores, folder)
     card = ModelCard.load(folder / "README.md")
     assert card.data.pipeline_tag == "text-generation"
     for part in ("`bbc-news`: BBC News, for research", "| perplexity | 90.126 | 80.004 |", "the same 43 test examples"):

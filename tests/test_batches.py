@@ -1,0 +1,133 @@
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from peft_helpers import make_trainer
+from peft_helpers.batches import LengthSampler, batch_by_tokens
+
+# Batches
+
+LENGTHS = np.random.default_rng(0).lognormal(2.2, 0.8, 1001).clip(1, 60).astype(int).tolist()
+
+
+def first_epoch() -> int:
+    return 0
+
+
+def count_padded(batches: list[list[int]]) -> int:
+    return sum(len(batch) * max(LENGTHS[row] for row in batch) for batch in batches)
+
+
+def batches_of(sampler: LengthSampler) -> list[list[int]]:
+    order = list(sampler)
+    return [order[start : start + 16] for start in range(0, len(order), 16)]
+
+
+def test_every_row_is_trained_on_once():
+    assert (
+        sorted(LengthSampler(LENGTHS, 16, seed=0, epoch=first_epoch)) == list(range(len(LENGTHS))) == list(range(1001))
+    )
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 17])
+def test_there_may_be_few_rows(rows):
+    sampler = LengthSampler(LENGTHS[:rows], 16, seed=0, epoch=first_epoch)
+    assert len(sampler) == rows
+    assert sorted(sampler) == list(range(rows))
+
+
+def test_little_padding_is_left():
+    whole = sum(LENGTHS)
+    random = np.random.default_rng(0).permutation(1001).tolist()
+    assert count_padded([random[start : start + 16] for start in range(0, 1001, 16)]) > 2 * whole
+    assert count_padded(batches_of(LengthSampler(LENGTHS, 16, seed=0, epoch=first_epoch))) < 1.1 * whole
+
+
+def test_the_longest_batch_comes_first_and_the_others_in_random_order():
+    batches = batches_of(LengthSampler(LENGTHS, 16, seed=0, epoch=first_epoch))
+    longest = [max(LENGTHS[row] for row in batch) for batch in batches]
+    assert longest[0] == max(LENGTHS)
+    correlation = np.corrcoef(longest[1:], range(len(longest) - 1))[0, 1]
+    assert abs(correlation) < 0.3
+
+
+def test_an_epoch_has_batches_of_its_own_that_follow_from_the_seed():
+    epochs = {"sampler": 0, "again": 0}
+    sampler = LengthSampler(LENGTHS, 16, seed=0, epoch=lambda: epochs["sampler"])
+    again = LengthSampler(LENGTHS, 16, seed=0, epoch=lambda: epochs["again"])
+    first = batches_of(sampler)
+    epochs["sampler"] = 1
+    torch.manual_seed(5)  # the global generator has no say
+    assert batches_of(again) == first
+    epochs["again"] = 1
+    assert batches_of(again) == batches_of(sampler)
+    kept = {frozenset(batch) for batch in first} & {frozenset(batch) for batch in batches_of(sampler)}
+    assert len(kept) < 5
+    assert batches_of(LengthSampler(LENGTHS, 16, seed=1, epoch=first_epoch)) != first
+
+
+@pytest.mark.parametrize(
+    ("lengths", "max_tokens", "batches"),
+    [
+        ([9, 9, 8, 4, 4, 4, 4, 1, 1, 1, 1, 1], 18, [[0, 1], [2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]),
+        ([30, 30, 5], 18, [[0], [1], [2]]),  # a row of too many tokens is a batch of its own
+        ([1, 1, 9, 1], 10, [[0, 1], [2], [3]]),  # rows need not be sorted
+    ],
+)
+def test_token_batches_hold_what_is_allowed_and_keep_the_order(lengths, max_tokens, batches):
+    assert batch_by_tokens(lengths, max_tokens, max_rows=4) == batches
+
+
+def test_the_trainer_takes_both_and_the_models_columns_only(model, tokenizer, args):
+    rows = [[5] * length for length in sorted(LENGTHS[:40], reverse=True)]
+    dataset = Dataset.from_dict({
+        "input_ids": rows, "attention_mask": [[1] * len(ids) for ids in rows], "labels": [0] * 40,
+        "length": [len(ids) for ids in rows],
+    })  # fmt: skip
+    args = args.replace(per_device_eval_batch_size=7, gradient_accumulation_steps=2)
+    trainer = make_trainer(model, tokenizer, {"train": dataset, "validation": dataset}, args)
+    sampler = trainer.get_train_dataloader().batch_sampler.sampler
+    assert isinstance(sampler, LengthSampler)
+    assert sampler.batch_size == 4 * 2
+    for loader in (trainer.get_eval_dataloader(), trainer.get_test_dataloader(dataset)):
+        batches = list(loader)
+        assert all(set(batch) == {"input_ids", "attention_mask", "labels"} for batch in batches)
+        assert [len(batch["labels"]) for batch in batches] == [7] * 5 + [5]
+        assert [ids for batch in batches for ids in batch["attention_mask"].sum(1).tolist()] == dataset["length"][:]
+
+
+def test_the_trainers_order_is_that_of_the_epoch_it_has_reached(new_trainer):
+    trainer = new_trainer()
+    sampler = trainer._get_train_sampler()
+    first = list(sampler)
+    trainer.state.epoch = 0.5  # a run that goes on in its first epoch
+    assert list(sampler) == first
+    trainer.state.epoch = 1.5
+    second = list(sampler)
+    assert second != first
+    trainer.state.epoch = 1.0
+    assert list(sampler) == second
+
+
+class RememberOrder(TrainerCallback):
+    def __init__(self):
+        self.orders = []
+
+    def on_step_begin(self, args, state, control, train_dataloader, **kwargs) -> None:
+        if state.global_step % 8 == 0:
+            self.orders.append(list(train_dataloader.batch_sampler.sampler))
+
+
+def test_each_epoch_has_an_order_of_its_own_that_follows_from_the_seed(new_trainer):
+    orders = []
+    for _ in range(2):
+        trainer, remember = new_trainer(), RememberOrder()
+        trainer.add_callback(remember)
+        torch.rand(len(orders))  # the global generator has no say
+        trainer.train()
+        orders.append(remember.orders)
+    assert orders[0] == orders[1]
+    assert orders[0][0] != orders[0][1]
+    assert sorted(orders[0][0]) == list(range(32))
