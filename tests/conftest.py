@@ -9,6 +9,8 @@ os.environ["CUDA_VISIBLE_DEVICES"] = (
     os.environ.get("CUDA_VISIBLE_DEVICES", "0") if any("tests/gpu" in word for word in sys.argv) else ""
 )
 os.environ["MPLBACKEND"] = "agg"
+if "PYTEST_XDIST_WORKER" in os.environ:  # the tests share the processor
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import logging
 import tracemalloc
