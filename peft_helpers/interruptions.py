@@ -82,7 +82,7 @@ class StopAtInterrupt(TrainerCallback):
 
     def __init__(self):
         self.requested, self.steps, self.previous = False, 0, None
-        # Python hands signals to the main thread only; of several processes, those that stop would leave others waiting.
+        # Python hands signals to the main thread only; of several processes, one that stops would leave others waiting.
         if threading.current_thread() is threading.main_thread() and process_state().num_processes == 1:
             self.previous = signal.signal(signal.SIGINT, self.request)
 
@@ -118,8 +118,8 @@ def check_space(output_dir: str, model: PreTrainedModel, checkpoints: int) -> No
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     if needed > free:
         raise OSError(
-            f"output_dir is {str(folder)!r}: {needed / 1e6:,.1f} MB are needed there and {free / 1e6:,.1f} MB are free. "
-            "Free some space, or name a folder on another disk with --output_dir. Nothing was trained."
+            f"output_dir is {str(folder)!r}: {needed / 1e6:,.1f} MB are needed there and {free / 1e6:,.1f} MB are "
+            "free. Free some space, or name a folder on another disk with --output_dir. Nothing was trained."
         )
 
 

@@ -213,7 +213,7 @@ def make_trainer(
         processing_class=tokenizer,
         data_collator=task.make_data_collator(tokenizer),
         compute_metrics=task.compute_metrics,
-        callbacks=[EarlyStoppingCallback(PATIENCE)],
+        callbacks=[EarlyStoppingCallback(PATIENCE)] if args.training.eval_strategy != "no" else [],
     )
 
 
@@ -223,8 +223,8 @@ def _check_steps(train: Dataset | IterableDataset, args: TrainingArguments) -> N
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * process_state().num_processes
     if args.num_train_epochs * math.ceil(train.num_rows / rows) < 2:
         raise ValueError(
-            f"{train.num_rows} examples, {rows} a step, for {args.num_train_epochs:g} epochs make one training step, in "
-            "which the learning rate is still 0. Raise --num_train_epochs or lower --per_device_train_batch_size."
+            f"{train.num_rows} examples, {rows} a step, for {args.num_train_epochs:g} epochs make one training step, "
+            "in which the learning rate is still 0. Raise --num_train_epochs or lower --per_device_train_batch_size."
         )
 
 
