@@ -122,8 +122,8 @@ def check_space(output_dir: str, model: PreTrainedModel, checkpoints: int) -> No
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     if needed > free:
         raise OSError(
-            f"output_dir is {str(folder)!r}: {needed / 1e6:,.1f} MB are needed there, {free / 1e6:,.1f} MB are free. "
-            "Free some space, or name a folder on another disk with --output_dir. Nothing was trained."
+            f"output_dir is {str(folder)!r}: {needed / 1e6:,.1f} MB are needed there and {free / 1e6:,.1f} MB are "
+            "free. Free some space, or name a folder on another disk with --output_dir. Nothing was trained."
         )
 
 

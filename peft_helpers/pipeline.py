@@ -32,7 +32,7 @@ from peft_helpers.tokenization import check_texts
 from peft_helpers.training import CLASSIFICATION, make_arguments, make_trainer, predict
 
 BATCH_SIZE = 32  # texts that are classified at a time
-_NO_ARGUMENTS = ("architectures", "model_type", "transformers_version")  # entries of a config.json that say what it is
+_NO_ARGUMENTS = {"_name_or_path", "architectures", "model_type", "transformers_version"}  # of a model's configuration
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,11 @@ def reload_arguments(adapter_dir: str | Path) -> dict:
     They are what ``config.json`` in the folder says: the labels, the type, what made the model faster, and the
     quantization that it was trained on.
     """
-    arguments = AutoConfig.from_pretrained(adapter_dir).to_diff_dict() | {"use_safetensors": True}
-    return {name: value for name, value in arguments.items() if name not in _NO_ARGUMENTS}
+    config = AutoConfig.from_pretrained(adapter_dir)
+    # No other entry, which could be an option of from_pretrained: trust_remote_code, for one.
+    known = type(config)().to_dict().keys() - _NO_ARGUMENTS | {"quantization_config"}
+    arguments = {name: value for name, value in config.to_diff_dict().items() if name in known}
+    return arguments | {"use_safetensors": True}
 
 
 def classify_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> pd.DataFrame:

@@ -127,7 +127,7 @@ def make_trainer(
         processing_class=tokenizer,
         data_collator=task.make_data_collator(tokenizer),
         compute_metrics=task.compute_metrics,
-        callbacks=[EarlyStoppingCallback(PATIENCE)],
+        callbacks=[EarlyStoppingCallback(PATIENCE)] if args.training.eval_strategy != "no" else [],
     )
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, TrainingArguments
 
 import peft_helpers as helpers
-from peft_helpers import adapters, distributed, interruptions, training
+from peft_helpers import distributed, interruptions, training
 from peft_helpers.modeling import load_model
 
 SCRIPT = Path(__file__).with_name("short_run.py")
@@ -150,7 +150,7 @@ def test_the_adapter_of_two_processes_is_that_of_one(shared):
 def second_of_two(monkeypatch):
     """Everything in this process as the second of two, which wait for nobody."""
     state = SimpleNamespace(is_main_process=False, num_processes=2, wait_for_everyone=lambda: None)
-    for module in (adapters, distributed, interruptions, training):
+    for module in (distributed, interruptions, training):
         monkeypatch.setattr(module, "process_state", lambda: state)
 
 

@@ -71,6 +71,7 @@ def checkpoints(folder: str | Path) -> list[str]:
 # Resuming: 16 steps, an evaluation and a checkpoint every second one
 
 
+@pytest.mark.slow
 @pytest.mark.reliability("fault")
 def test_a_run_that_failed_goes_on_from_its_last_whole_checkpoint_and_ends_the_same(new_trainer, capsys):
     whole = new_trainer()
@@ -94,14 +95,15 @@ def interrupted(new_trainer) -> Path:
     return interrupt(new_trainer(), step=13)
 
 
-@pytest.mark.parametrize("left", [b"", b'{"epoch": 1.5', b"{}"], ids=["empty", "half", "other"])
 @pytest.mark.reliability("fault")
-def test_a_half_written_checkpoint_is_removed_and_the_one_before_taken(interrupted, left):
+def test_a_half_written_checkpoint_is_removed_and_the_one_before_taken(interrupted, tmp_path):
     last, earlier = checkpoints(interrupted)
-    assert find_checkpoint(interrupted) == str(interrupted / last)
-    (interrupted / last / "trainer_state.json").write_bytes(left)
-    assert find_checkpoint(interrupted) == str(interrupted / earlier)
-    assert checkpoints(interrupted) == [earlier]
+    for number, left in enumerate((b"", b'{"epoch": 1.5', b"{}")):
+        folder = shutil.copytree(interrupted, tmp_path / str(number))
+        assert find_checkpoint(folder) == str(folder / last)
+        (folder / last / "trainer_state.json").write_bytes(left)
+        assert find_checkpoint(folder) == str(folder / earlier)
+        assert checkpoints(folder) == [earlier]
 
 
 @pytest.mark.reliability("fault")
@@ -112,6 +114,7 @@ def test_without_a_whole_checkpoint_a_run_starts_afresh(new_trainer):
     assert checkpoints(folder) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ended", "number"), [({"max_steps": 13}, 13), ({"learning_rate": 1e-12, "num_train_epochs": 5}, 36)]
 )
@@ -145,15 +148,16 @@ class MakeFolder:
 
 
 @pytest.mark.reliability("bad input")
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
-def test_a_pickle_in_a_checkpoint_is_not_run(new_trainer, interrupted, name, tmp_path):
-    torch.save(MakeFolder(tmp_path / "marker"), interrupted / "checkpoint-12" / name)
-    trainer = new_trainer()
-    if name == "training_args.bin":
-        train(trainer)  # it is never read
-    else:
+def test_a_pickle_in_a_checkpoint_is_not_run(new_trainer, interrupted, tmp_path):
+    folder, planted = interrupted / "checkpoint-12", MakeFolder(tmp_path / "marker")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        content = (folder / name).read_bytes()
+        torch.save(planted, folder / name)
         with pytest.raises(UnpicklingError, match="Weights only load failed"):
-            train(trainer)
+            train(new_trainer())
+        (folder / name).write_bytes(content)
+    torch.save(planted, folder / "training_args.bin")
+    train(new_trainer())  # which never reads it
     assert not (tmp_path / "marker").exists()
 
 

@@ -85,6 +85,13 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(new_trainer):
     assert trainer.state.global_step == 36 < trainer.state.max_steps == 40
 
 
+def test_training_may_go_without_evaluation(new_trainer):
+    trainer = new_trainer(eval_strategy="no", save_strategy="no", load_best_model_at_end=False, num_train_epochs=1)
+    with guard_training(trainer):
+        trainer.train()
+    assert trainer.state.global_step == 8
+
+
 def test_the_trainer_never_sees_the_test_examples(peft_model, tokenizer, tokenized, args):
     trainer = make_trainer(peft_model, tokenizer, {n: tokenized[n] for n in ("train", "validation")}, args)
     assert sorted(trainer.eval_dataset["input_ids"][:]) == sorted(tokenized["validation"]["input_ids"][:])

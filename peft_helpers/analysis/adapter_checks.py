@@ -24,10 +24,12 @@ from peft_helpers.arguments import find_model
 
 _JSON = (ADAPTER_CONFIG, "config.json", "tokenizer_config.json")
 _NEEDED = (*_JSON, ADAPTER_WEIGHTS, "tokenizer.json")
-PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 # Entries by which transformers 5.23 and PEFT 0.21 import code, or read another model or file.
-_LEADS_ELSEWHERE = ("auto_map", "auto_mapping", "fast_tokenizer_files", "revision", "megatron_config", "adapters",
-                    "shadow_model", "tokenizer_name_or_path", "prompt_tuning_init_state_dict_path")  # fmt: skip
+_LEADS_ELSEWHERE = ("auto_map", "attn_implementation", "_attn_implementation", "experts_implementation",
+                    "_experts_implementation", "fast_tokenizer_files", "auto_mapping", "revision", "megatron_config",
+                    "adapters", "shadow_model", "tokenizer_name_or_path",
+                    "prompt_tuning_init_state_dict_path")  # fmt: skip
 
 
 def check_adapter(
@@ -72,7 +74,7 @@ def _check_files(folder: Path) -> None:
         raise ValueError(f"In {folder}, {', '.join(outside)} links to outside the folder; replace the link by a copy.")
     names = sorted(path.name for path in folder.iterdir())
     if missing := [name for name in _NEEDED if not (folder / name).is_file()]:
-        is_pickled = ADAPTER_WEIGHTS in missing and any(Path(name).suffix in PICKLES for name in names)
+        is_pickled = ADAPTER_WEIGHTS in missing and any(Path(name).suffix in _PICKLES for name in names)
         why = "Pickled weights can run any code and are not loaded. " if is_pickled else ""
         raise FileNotFoundError(
             f"{folder} lacks {', '.join(missing)}; found {', '.join(names) or 'nothing'}. {why}Copy the whole folder "

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from peft_helpers.analysis.model_card import display_name
 from peft_helpers.arguments import Arguments
 from peft_helpers.distributed import best_device
-from peft_helpers.model_card import display_name
 from peft_helpers.modeling import load_model
 from peft_helpers.pipeline import classify_texts, load_adapter, load_recipe
 from peft_helpers.tokenization import check_texts, count_tokens

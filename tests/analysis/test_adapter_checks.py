@@ -49,7 +49,7 @@ def test_an_adapter_just_saved_passes(adapter, check):
     [
         LoraConfig(task_type="SEQ_CLS", fan_in_fan_out=True, use_dora=True),
         LoraConfig(task_type="SEQ_CLS", fan_in_fan_out=True, init_lora_weights="pissa", target_modules=["c_proj"]),
-        IA3Config(task_type="SEQ_CLS"),
+        IA3Config(task_type="SEQ_CLS", fan_in_fan_out=True),
     ],
     ids=["dora", "pissa", "ia3"],
 )
@@ -336,6 +336,22 @@ def test_names_that_lead_elsewhere(adapter, check, marker, field, entries):
     with pytest.raises(ValueError, match=rf"{field} .*, by which loading could read or run what lies elsewhere"):
         check()
     assert not marker.exists()
+
+
+@pytest.mark.reliability("bad input")
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+def test_kernels_of_others_are_not_fetched(adapter, check, name):
+    change(adapter / "config.json", **{name: "evil/kernel"})
+    with pytest.raises(ValueError, match=rf"config\.json has {name} 'evil/kernel', by which"):
+        check()
+
+
+def test_options_of_loading_are_not_taken_from_the_folder(adapter):
+    change(adapter / "config.json", trust_remote_code=True, use_safetensors=False, device_map="auto", subfolder="..")
+    arguments = reload_arguments(adapter)
+    assert arguments["use_safetensors"]
+    assert not {"trust_remote_code", "device_map", "subfolder"} & arguments.keys()
+    assert arguments["id2label"] == dict(enumerate(LABELS))
 
 
 @pytest.mark.reliability("bad input")

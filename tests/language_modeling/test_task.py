@@ -189,5 +189,5 @@ def test_a_classifiers_adapter_is_not_loaded_as_a_language_model(peft_model, tok
     for part in (peft_model, peft_model.config, tokenizer):
         part.save_pretrained(args.training.output_dir)
     save_recipe(args, args.training.output_dir)
-    with pytest.raises(ValueError, match="task_type 'SEQ_CLS', expected 'CAUSAL_LM': this is no language model"):
+    with pytest.raises(ValueError, match="task_type 'SEQ_CLS', expected 'CAUSAL_LM': it was trained for another"):
         load_adapter(args.training.output_dir, LANGUAGE_MODELING)
