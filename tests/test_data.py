@@ -16,34 +16,7 @@ def make(**columns) -> DatasetDict:
     return DatasetDict(train=Dataset.from_dict(columns))
 
 
-# Columns
-
-
-def test_the_only_candidates_are_found():
-    raw = make(id=list(range(40)), sentence=TEXTS, kind=["a", "b"] * 20)
-    assert prepare_splits(raw, make_arguments())["train"].features["label"].names == ["a", "b"]
-
-
-@pytest.mark.reliability("bad input")
-def test_several_text_columns_have_to_be_told_apart():
-    raw = make(title=TEXTS, body=TEXTS, label=[0, 1] * 20)
-    message = r"Name the text_column: .* found \['title', 'body'\]; .* title: string, body: string, label: int64"
-    with pytest.raises(ValueError, match=message):
-        prepare_splits(raw, make_arguments())
-    assert prepare_splits(raw, make_arguments(text_column="body"))["train"].column_names == ["text", "label"]
-
-
-@pytest.mark.reliability("bad input")
-def test_no_label_column_is_an_error():
-    with pytest.raises(ValueError, match=r"Name the label_column: .* found none; the columns are text: string"):
-        prepare_splits(make(text=TEXTS), make_arguments())
-
-
-@pytest.mark.parametrize("option", ["text_column", "label_column"])
-@pytest.mark.reliability("bad input")
-def test_a_named_column_that_is_missing_lists_the_columns(option):
-    with pytest.raises(ValueError, match=rf"Name the {option}: .* found \['stars'\]; the columns are text"):
-        prepare_splits(make(text=TEXTS, label=[0, 1] * 20), make_arguments(**{option: "stars"}))
+# Splits
 
 
 @pytest.mark.reliability("bad input")
