@@ -44,23 +44,15 @@ class DataArguments:
     _argument_group_name = "data"
 
     dataset_name: str = _option(
-        "stanfordnlp/sst2",
-        "dataset id on the Hub; local csv, tsv, json, jsonl or parquet file; folder with one such file per split; "
-        "or bbc-news",
+        "stanfordnlp/sst2", "id on the Hub; csv, tsv, json, jsonl or parquet file; folder of one per split; or bbc-news"
     )
     dataset_config_name: str | None = _option(None, "configuration of a dataset on the Hub that has several")
     text_column: str | None = _option(None, "column with the texts (default: the only candidate)")
     label_column: str | None = _option(None, "column with the labels (default: the only candidate)")
     max_length: int = _option(128, "tokens after which a text is truncated")
-    max_train_samples: int | None = _option(
-        None, "stratified subset of the training examples (default: all; a few of SST-2 and IMDB on a CPU)"
-    )
-    max_eval_samples: int | None = _option(
-        None, "subset of the validation and of the test examples (default: all; 2,000 with streaming)"
-    )
-    streaming: bool = _option(
-        False, "read training examples as they are needed, for more data than the disk holds; takes max_steps"
-    )
+    max_train_samples: int | None = _option(None, "stratified subset of the training examples (default: all)")
+    max_eval_samples: int | None = _option(None, "subset of validation and of test (default: all; 2,000 of a stream)")
+    streaming: bool = _option(False, "read training examples as they are needed; takes max_steps")
 
     def __post_init__(self) -> None:
         if self.streaming and self.max_train_samples is not None:
@@ -75,9 +67,7 @@ class LoraArguments:
 
     _argument_group_name = "LoRA"
 
-    target_modules: str = _option(
-        "all-linear", "layers that get LoRA: all-linear, or a regular expression of whole names: .*c_attn"
-    )
+    target_modules: str = _option("all-linear", "all-linear, or a regular expression of whole layer names: .*c_attn")
     lora_r: int = _option(8, "rank of the LoRA matrices")
     lora_alpha: int = _option(16, "LoRA scaling: the update is multiplied by lora_alpha / lora_r")
     lora_dropout: float = _option(0.0, "dropout on the input of the LoRA matrices; takes time on a CPU")
@@ -98,9 +88,7 @@ class TrainingOptions:
     max_steps: int = _option(-1, "training steps, in place of num_train_epochs")
     per_device_train_batch_size: int = _option(16, "training examples per step and device")
     per_device_eval_batch_size: int = _option(128, "evaluation examples per step and device; fewer of long ones")
-    gradient_accumulation_steps: int = _option(
-        1, "batches whose gradients are added up for one update: a quarter of the batch and four of these train alike"
-    )
+    gradient_accumulation_steps: int = _option(1, "batches whose gradients are added up for one update")
     seed: int = _option(42, "seed of the head, of LoRA, of the order of examples and of subsets")
     output_dir: str = _option("lora_adapter", "folder of the adapter, and of checkpoints while training lasts")
     overwrite_output_dir: bool = _option(False, "replace the adapter of another run in output_dir")
@@ -126,9 +114,7 @@ class ComparisonArguments:
     )
     comparison_steps: int = _option(200, "optimizer steps that each method is trained for")
     comparison_seeds: int = _option(3, "seeds for each of LoRA, DoRA and IA3; the other methods take one")
-    comparison_file: str = _option(
-        "method_comparison.jsonl", "file that keeps the results: an interrupted comparison goes on from it"
-    )
+    comparison_file: str = _option("method_comparison.jsonl", "keeps the results: a comparison goes on from it")
 
 
 @dataclass(frozen=True)
@@ -138,19 +124,13 @@ class LanguageModelingArguments:
     _argument_group_name = "language modeling"
 
     lm_dataset_name: str = _option(
-        "auto",
-        "dataset id on the Hub, local file (also .txt), bbc-news, or auto: WikiText-2, but bbc-news on a machine "
-        "without a network",
+        "auto", "id on the Hub, local file (also .txt), bbc-news, or auto: WikiText-2, but bbc-news without a network"
     )
-    lm_dataset_config_name: str | None = _option(
-        None, "configuration of lm_dataset_name; of bbc-news the topic (default: sports)"
-    )
+    lm_dataset_config_name: str | None = _option(None, "configuration; of bbc-news the topic (default: sports)")
     block_size: int = _option(128, "tokens of each of the blocks that the texts are cut into")
     lm_learning_rate: float = _option(5e-4, "peak learning rate")
     lm_num_train_epochs: float = _option(1.0, "passes over the training blocks")
-    lm_max_eval_samples: int | None = _option(
-        None, "subset of the validation and of the test blocks (default: max_eval_samples)"
-    )
+    lm_max_eval_samples: int | None = _option(None, "subset of validation and of test (default: max_eval_samples)")
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,6 @@ import torch
 import transformers
 from accelerate import PartialState
 
-# What the launchers tell each process of their number, as Accelerate reads it.
-_NUMBER_OF_PROCESSES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-
 
 def best_device() -> torch.device:
     """Return the accelerator if there is one, else the CPU."""
@@ -37,11 +34,7 @@ def start_processes() -> None:
     """Connect with the other processes, if there are any; let the first one alone print and show its progress.
 
     To be called at the beginning of a program.
-
-    Raises:
-        ValueError: Accelerate's launcher was asked for several processes and has started one only.
     """
-    _check_launcher()
     state = process_state()
     if not state.is_main_process:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (for the rest of the process)
@@ -49,17 +42,6 @@ def start_processes() -> None:
         transformers.logging.disable_progress_bar()
         transformers.logging.set_verbosity_error()
         warnings.simplefilter("ignore")
-
-
-def _check_launcher() -> None:
-    # "accelerate launch" always sets the first, and the second when it was asked for several processes.
-    asked = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()
-    if asked and not any(name in os.environ for name in _NUMBER_OF_PROCESSES):
-        raise ValueError(
-            "accelerate launch was asked for several processes but has started one: without GPUs it leaves that to "
-            "MPI. Launch with --multi_gpu, which on a machine without GPUs starts processes on its CPU, and without "
-            "--cpu."
-        )
 
 
 def report_idle_gpus() -> None:

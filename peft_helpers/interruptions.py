@@ -11,18 +11,18 @@ from pathlib import Path
 import torch
 from accelerate.utils import broadcast_object_list
 from accelerate.utils.memory import should_reduce_batch_size
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from peft_helpers.distributed import process_state
 
-# The argument's name in transformers 5.23, and in the older ones that GPU images have.
-CHECKPOINTING = (
-    "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
-)
-
 # What the command line adds to an adapter. With a new adapter they would be out of date.
 RESULTS_FILE, FIGURES = "results.json", ("before_after.png", "training.png", "confusions.png")
+_LESS_MEMORY = (
+    "Take less and run again: a smaller --per_device_train_batch_size with more --gradient_accumulation_steps (as many "
+    "examples for each update as before), a smaller --per_device_eval_batch_size, --activation_checkpointing (computes "
+    "activations twice instead of keeping them), --load_in_4bit (QLoRA), or fewer tokens with --max_length."
+)
 
 
 @contextmanager
@@ -134,61 +134,24 @@ def explain_out_of_memory(trainer: Trainer) -> Iterator[None]:
     Raises:
         MemoryError: in place of the library's own error, whose first line the message quotes.
     """
-    batch = {}
+    batch = {"where": "training"}
 
     def remember(module: torch.nn.Module, _, inputs: dict) -> None:
-        batch.update(training=module.training, shape=tuple(inputs["input_ids"].shape))
+        rows, tokens = inputs["input_ids"].shape
+        batch["where"] = f"{'training' if module.training else 'evaluation'}, on {rows} examples of {tokens} tokens"
 
     hook = trainer.model.register_forward_pre_hook(remember, with_kwargs=True)
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        # The CPU allocator's words for it differ between systems, and accelerate knows those of Linux only.
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+        if not known and not should_reduce_batch_size(error):
             raise
-        raise MemoryError(_describe(error, trainer, **batch)) from None
+        reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+        raise MemoryError(f"Out of memory in {batch['where']}: {reason} {_LESS_MEMORY}") from None
     finally:
         hook.remove()
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # The CPU allocator's words for it differ between systems, and accelerate knows those of Linux only.
-    named = isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-    return named or should_reduce_batch_size(error)
-
-
-def _describe(error: Exception, trainer: Trainer, training: bool = True, shape: tuple = ()) -> str:
-    reason = (str(error) or type(error).__name__).splitlines()[0][:300]
-    where = (
-        f"{'training' if training else 'evaluation'}, on {shape[0]} examples of {shape[1]} tokens"
-        if shape
-        else "training"
-    )
-    settings = "; ".join(_memory_settings(trainer, training))
-    return f"Out of memory in {where}: {reason} Set one or more of these and run again: {settings}."
-
-
-def _memory_settings(trainer: Trainer, training: bool) -> Iterator[str]:
-    args = trainer.args
-    if not training:
-        yield f"--per_device_eval_batch_size {max(1, args.per_device_eval_batch_size // 4)}"
-    elif args.per_device_train_batch_size > 1:
-        size, steps = smaller_batch(args.per_device_train_batch_size, args.gradient_accumulation_steps)
-        yield (
-            f"--per_device_train_batch_size {size} --gradient_accumulation_steps {steps} "
-            f"(as many examples for each update as before: {size * steps})"
-        )
-    if training and not getattr(args, CHECKPOINTING):
-        yield "--activation_checkpointing (computes activations twice instead of keeping them)"
-    if not getattr(trainer.model, "is_loaded_in_4bit", False):
-        yield "--load_in_4bit (QLoRA: the frozen weights in 4 bits)"
-    yield "--max_length with fewer tokens (--block_size in language modeling)"
-
-
-def smaller_batch(per_device_train_batch_size: int, gradient_accumulation_steps: int) -> tuple[int, int]:
-    """Return a batch of at most a quarter, and the accumulation steps with which an update has as many rows."""
-    quarter = max(1, per_device_train_batch_size // 4)
-    size = next(size for size in range(quarter, 0, -1) if per_device_train_batch_size % size == 0)
-    return size, gradient_accumulation_steps * per_device_train_batch_size // size
 
 
 @contextmanager

@@ -37,20 +37,16 @@ _NO_ARGUMENTS = {"_name_or_path", "architectures", "model_type", "transformers_v
 
 @dataclass(frozen=True)
 class RunResult:
-    """What `run` has found: outputs of `predict` on the same test examples before and after, and what it took.
-
-    ``tuned`` is the output of the adapter as it was loaded again; ``log_history`` the Trainer's; ``seconds`` those of
-    each stage.
-    """
+    """What `run` has found on the test examples, and what it took."""
 
     args: Arguments
     label_names: list[str] | None
-    untuned: PredictionOutput
-    tuned: PredictionOutput
-    log_history: list[dict]
+    untuned: PredictionOutput  # of `predict`
+    tuned: PredictionOutput  # of the adapter as it was loaded again
+    log_history: list[dict]  # of the Trainer
     trainable_parameters: int
     parameters: int
-    seconds: dict[str, float]
+    seconds: dict[str, float]  # of each stage
 
 
 def run(
@@ -115,20 +111,15 @@ def load_recipe(adapter_dir: str | Path) -> Arguments:
     """Return the arguments that the adapter was made with, and the defaults of what does not decide on it.
 
     Raises:
-        FileNotFoundError: the folder, or the file in it, is missing.
-        ValueError: the file has other options or values than this version knows.
+        ValueError: the file with them is missing, or has other options or values than this version knows.
     """
     path = Path(adapter_dir, RUN_FILE)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"Expected the file {RUN_FILE} in the adapter's folder {str(adapter_dir)!r}, found none; name a folder "
-            "that a run of this project has saved, or copy the whole folder again."
-        )
     try:
         return make_arguments(**json.loads(path.read_text(encoding="utf-8")), output_dir=str(adapter_dir))
-    except (ValueError, TypeError) as error:  # not a JSON object, or other options or values
+    except (OSError, ValueError, TypeError) as error:
         raise ValueError(
-            f"{path} has not the options of a run ({error}); copy the folder again, or use the version that saved it."
+            f"Expected the options of a run in {path} ({error}). Name a folder that a run of this project has saved, or "
+            "copy the whole folder again."
         ) from error
 
 
