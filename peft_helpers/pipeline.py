@@ -118,8 +118,8 @@ def load_recipe(adapter_dir: str | Path) -> Arguments:
         return make_arguments(**json.loads(path.read_text(encoding="utf-8")), output_dir=str(adapter_dir))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
-            f"Expected the options of a run in {path} ({error}). Name a folder that a run of this project has saved, or "
-            "copy the whole folder again."
+            f"Expected the options of a run in {path} ({error}). Name a folder that a run has saved, or copy the whole "
+            "folder again."
         ) from error
 
 

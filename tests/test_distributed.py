@@ -175,16 +175,6 @@ def test_what_another_process_than_the_first_saves_is_discarded(second_of_two, t
     assert not folder.exists()
 
 
-@pytest.mark.reliability("bad input")
-def test_several_processes_of_which_the_launcher_starts_one_are_refused(monkeypatch):
-    for name in ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"):
-        monkeypatch.setenv(name, "no")
-    with pytest.raises(ValueError, match=r"asked for several processes but has started one.*Launch with --multi_gpu"):
-        distributed.start_processes()
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    distributed._check_launcher()
-
-
 def test_one_of_several_gpus_is_used_and_a_line_says_so(new_trainer, args, monkeypatch, capsys):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

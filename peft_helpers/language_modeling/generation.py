@@ -5,8 +5,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from peft_helpers.tokenization import check_texts
 
-NEW_TOKENS = 40
-
 
 def first_words(documents: Dataset) -> list[str]:
     """Return the first eight words (of scripts without spaces, 100 characters) of three documents, as prompts."""
@@ -14,9 +12,13 @@ def first_words(documents: Dataset) -> list[str]:
 
 
 def generate_texts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], seed: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    seed: int,
+    max_new_tokens: int = 40,
 ) -> list[str]:
-    """Return each prompt with up to `NEW_TOKENS` tokens drawn from the model's most probable 90 % (top-p).
+    """Return each prompt with up to ``max_new_tokens`` tokens drawn from the model's most probable 90 % (top-p).
 
     Raises:
         ValueError: a prompt has no token, or with the new ones more than the model has positions; see `check_texts`.
@@ -28,16 +30,16 @@ def generate_texts(
         raise ValueError(f"The prompt {empty[0]!r} has no token to go on from; expected some text.")
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     tokens = inputs["input_ids"].shape[1]
-    if positions is not None and tokens + NEW_TOKENS > positions:
+    if positions is not None and tokens + max_new_tokens > positions:
         raise ValueError(
-            f"The longest prompt has {tokens} tokens; with {NEW_TOKENS} new ones that is more than the model's "
+            f"The longest prompt has {tokens} tokens; with {max_new_tokens} new ones that is more than the model's "
             f"{positions} positions. Shorten the prompt, or generate less."
         )
     set_seed(seed)
     output = model.eval().generate(
         input_ids=inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
-        max_new_tokens=NEW_TOKENS,
+        max_new_tokens=max_new_tokens,
         do_sample=True,
         top_p=0.9,
         pad_token_id=tokenizer.pad_token_id,

@@ -255,7 +255,7 @@ def test_the_options_of_transformers_are_shown_on_demand(run):
         (["predict", "{adapter}", "good", "--file", "{reviews}"], "expected either texts or --file"),
         (["predict", "{adapter}", "good", "--output_file", "{reviews}"], "already; name a new file."),
         (["check", NOTEBOOK, "--zip"], "unrecognized arguments: --zip. See python -m peft_helpers check --help."),
-        (["predict", "{empty}", "good"], "Expected the file run_config.json in the adapter's folder"),
+        (["predict", "{empty}", "good"], "Expected the options of a run in"),
         (["check", "missing.ipynb"], "there is no file 'missing.ipynb'"),
         (["package", NOTEBOOK, "{empty}"], "No zip was written. Missing: the folder has the adapter's configuration"),
     ],

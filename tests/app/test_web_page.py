@@ -132,7 +132,7 @@ def test_options_are_checked_before_anything_is_loaded(arguments, error, message
 
 @pytest.mark.reliability("bad input")
 def test_a_folder_without_an_adapter_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"Expected the file run_config.json .* found none"):
+    with pytest.raises(ValueError, match=r"Expected the options of a run in .*run_config.json .*No such file"):
         open_page(tmp_path)
 
 
