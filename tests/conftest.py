@@ -4,13 +4,11 @@ import os
 import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Only `python -m pytest tests/gpu` sees a GPU: what the rest of the suite asserts of figures holds on a CPU.
-os.environ["CUDA_VISIBLE_DEVICES"] = (
-    os.environ.get("CUDA_VISIBLE_DEVICES", "0") if any("tests/gpu" in word for word in sys.argv) else ""
-)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # the workers share the processor
+elif not any("tests/gpu" in word for word in sys.argv):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what the rest of the suite asserts of figures holds on a CPU
 os.environ["MPLBACKEND"] = "agg"
-if "PYTEST_XDIST_WORKER" in os.environ:  # the tests share the processor
-    os.environ["OMP_NUM_THREADS"] = "1"
 
 import logging
 import tracemalloc
@@ -46,7 +44,7 @@ settings.load_profile("suite")
 
 def pytest_configure(config):
     coverage = config.pluginmanager.getplugin("_cov")
-    if (config.option.markexpr or os.environ["CUDA_VISIBLE_DEVICES"]) and coverage:
+    if (config.option.markexpr or os.environ.get("CUDA_VISIBLE_DEVICES") != "") and coverage:
         coverage.options.no_cov = True  # a part of the tests cannot reach what the whole suite has to
 
 
