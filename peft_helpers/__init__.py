@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         summarize_methods,
     )
     from peft_helpers.data import prepare_splits
+    from peft_helpers.distributed import quantization_problem
     from peft_helpers.interruptions import guard_training, replace_folder
     from peft_helpers.language_modeling.generation import generate_texts
     from peft_helpers.language_modeling.task import (
@@ -66,7 +67,6 @@ if TYPE_CHECKING:
         model_arguments,
         prepare_model,
         quantization_config,
-        quantization_problem,
     )
     from peft_helpers.pipeline import classify_texts, load_adapter, load_recipe, reload_arguments, run
     from peft_helpers.sources.bbc_news import load_bbc_news

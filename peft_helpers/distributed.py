@@ -24,6 +24,18 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
+def quantization_problem() -> str | None:
+    """Return None where bitsandbytes can quantize a layer and compute with it, else the reason why not."""
+    device = best_device()
+    try:
+        from bitsandbytes.nn import Linear4bit  # it may be missing, or made for other hardware
+
+        Linear4bit(64, 64, quant_type="nf4").to(device)(torch.ones(1, 64, device=device))
+    except Exception as error:  # whatever it is, QLoRA is left out for it
+        return f"bitsandbytes cannot quantize on this machine ({type(error).__name__}: {error})"
+    return None
+
+
 def process_state() -> PartialState:
     """Return Accelerate's state of the processes: their number, and which one this is."""
     # Accelerate connects processes without a GPU only when it is told that they are to use the CPU.

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from peft_helpers.arguments import Arguments, LoraArguments, ModelArguments
-from peft_helpers.distributed import best_device, compute_dtype
+from peft_helpers.distributed import compute_dtype, quantization_problem
 from peft_helpers.tokenization import set_padding
 
 
@@ -43,12 +43,12 @@ class Task:
 
 
 def check_model(args: Arguments) -> None:
-    """Read the model's configuration, without its weights, and check that it can run ``args``.
+    """Check, by the model's configuration alone, that it can run ``args``.
 
     Raises:
-        FileNotFoundError: a local folder lacks ``config.json`` or safetensors weights; the message lists what it holds.
-        ValueError: ``max_length`` exceeds the positions that the model has, ``target_modules`` matches no layer, or
-            ``load_in_4bit`` is asked for where bitsandbytes does not work.
+        FileNotFoundError: a local folder lacks ``config.json`` or safetensors weights.
+        ValueError: the model has fewer positions than ``max_length``, ``target_modules`` matches no layer, or 4 bits
+            do not work on this machine.
     """
     name = args.model.model_name_or_path
     _check_model_folder(name)
@@ -118,18 +118,6 @@ def quantization_config(config: PreTrainedConfig, is_classifier: bool = True) ->
         bnb_4bit_compute_dtype=compute_dtype(),
         llm_int8_skip_modules=head_modules(empty_model(config)) if is_classifier else None,  # also for 4 bits
     )
-
-
-def quantization_problem() -> str | None:
-    """Return None where bitsandbytes can quantize a layer and compute with it, else the reason why not."""
-    device = best_device()
-    try:
-        from bitsandbytes.nn import Linear4bit  # it may be missing, or made for other hardware
-
-        Linear4bit(64, 64, quant_type="nf4").to(device)(torch.ones(1, 64, device=device))
-    except Exception as error:  # whatever it is, QLoRA is left out for it
-        return f"bitsandbytes cannot quantize on this machine ({type(error).__name__}: {error})"
-    return None
 
 
 def load_model(

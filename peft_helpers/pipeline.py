@@ -54,16 +54,12 @@ def run(
 ) -> RunResult:
     """Do what the notebook does up to its comparison before and after: the same metrics and the same adapter.
 
-    Args:
-        dataset: train, validation and test, from `prepare_splits` or `load_documents`.
-        args: what to run; the adapter is saved to its ``output_dir``.
-        task: classification, or language modeling.
-        callbacks: added to the Trainer's.
+    ``dataset`` has train, validation and test, from `prepare_splits` or `load_documents`. The adapter is saved to
+    ``output_dir``.
 
     Raises:
         AssertionError: the reloaded adapter gives other predictions than the model in memory.
-        FileExistsError, FileNotFoundError, ValueError, OSError, MemoryError: see `check_model`, `check_output_dir`,
-            `make_trainer` and `guard_training`.
+        FileExistsError, FileNotFoundError, ValueError: see `check_model` and `check_output_dir`.
     """
     check_model(args)
     check_output_dir(args)
