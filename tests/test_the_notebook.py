@@ -37,10 +37,11 @@ def committed():
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
     adapter = tmp_path_factory.mktemp("notebook") / "adapter"
-    comparison = f"--comparison_steps 2 --comparison_seeds 1 --comparison_file {adapter}.jsonl"
+    comparison = f"--comparison_methods head-only ia3 lora-r8 qlora full --comparison_file {adapter}.jsonl"
+    shorter = "--comparison_steps 2 --comparison_seeds 1 --lm_num_train_epochs 0.1 --lm_max_eval_samples 32"
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("LFT_ARGS", f"{BUDGET} {comparison} --output_dir {adapter}")
+        environment.setenv("LFT_ARGS", f"{BUDGET} {comparison} {shorter} --output_dir {adapter}")
         NotebookClient(notebook, timeout=240, kernel_name="python3", store_widget_state=False).execute()
     return notebook, adapter
 
@@ -52,7 +53,7 @@ def test_every_cell_runs_and_the_asserts_hold(executed):
     # The same path, in one process, on the same batches, in float32: the same bits.
     assert "before and after LoRA was added: 0.0" in text
     assert "logits of the model in memory and of the reloaded one: 0.0" in text
-    assert "test blocks" in text
+    assert re.search(r"LoRA, reloaded +\d+\.\d", text)  # perplexity
     assert re.search(r"[1-9]\d* of \d+ trainable tensors changed\n0 of \d+ frozen tensors changed", text)
     assert re.search(r"Complete so far: (\d+) of \1 requirements .*\nNext: save this notebook, then run ", text)
 
