@@ -1,12 +1,9 @@
 """A web page to try an adapter: what it makes of a text, beside the same model before fine-tuning."""
 
-import os
 import re
 import socket
-from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
 
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -16,13 +13,13 @@ from peft_helpers.arguments import Arguments
 from peft_helpers.pipeline import classify_texts, load_adapter, load_recipe
 from peft_helpers.tokenization import count_tokens
 
-if TYPE_CHECKING:
+try:
     import gradio
+except ImportError:  # it is optional
+    gradio = None
 
-REQUIREMENTS = Path(__file__).with_name("serve_requirements.txt")
 MAX_CHARACTERS = 5000  # longer texts are refused
-# Gradio shows the first 60 characters.
-EXAMPLES = [
+EXAMPLES = [  # Gradio shows the first 60 characters
     "A gentle comedy with two leads who are a joy to watch.",
     "A long, dull film: even its star looks bored by the end.",
     "The goalkeeper saved a penalty in the last minute.",
@@ -32,30 +29,23 @@ EXAMPLES = [
 ]
 
 
-def open_page(
-    adapter_dir: str | Path, server_name: str = "127.0.0.1", server_port: int | None = None
-) -> "gradio.Blocks":
+def open_page(adapter_dir: Path, server_name: str = "127.0.0.1", server_port: int | None = None) -> "gradio.Blocks":
     """Open a page that classifies texts with the adapter and with the untuned model, and print its address.
 
-    The page stays open until its ``close()``. It needs no network, and keeps and sends out no text. The default
-    address can be reached from this machine only, 0.0.0.0 by anybody in the network.
+    It needs no network, and keeps and sends out no text. The default address can be reached from this machine only.
 
     Raises:
-        FileNotFoundError, ValueError: see `load_adapter`.
-        ImportError: Gradio, which is optional, is not installed.
-        OSError: nothing can listen on that address and port.
+        ImportError, OSError: Gradio is not installed; nothing can listen on that address and port.
     """
     socket.create_server((server_name, server_port or 0)).close()  # an error here need not wait for the model
     args = load_recipe(adapter_dir)
-    if find_spec("gradio") is None:
-        command = f"python -m pip install -r {os.path.relpath(REQUIREMENTS)}"
+    if gradio is None:
+        command = f"python -m pip install -r {Path(__file__).with_name('serve_requirements.txt')}"
         raise ImportError(f"The web page needs Gradio, which is not installed; install it with `{command}`.")
-    import gradio
-
     set_seed(args.training.seed)  # the untuned model's head is the one that training began from
     page = _make_page(*load_adapter(adapter_dir), args)
     page.launch(
-        server_name=server_name, server_port=server_port or None, prevent_thread_lock=True, quiet=True, footer_links=[],
+        server_name=server_name, server_port=server_port, prevent_thread_lock=True, quiet=True, footer_links=[],
         # Gradio would else take these from the environment, or switch them on in hosted notebooks.
         share=False, ssr_mode=False, mcp_server=False, pwa=False, run_history=False, enable_monitoring=False,
         app_kwargs={"openapi_url": None}, max_file_size=0,
@@ -66,11 +56,9 @@ def open_page(
 
 
 def _make_page(model: PeftModel, tokenizer: PreTrainedTokenizerBase, args: Arguments) -> "gradio.Blocks":
-    import gradio
-
     lock = Lock()  # one text at a time: the adapter is switched off and on
 
-    def answer(text: str) -> tuple[dict[str, float] | None, dict[str, float] | None, str]:
+    def answer(text: str) -> tuple[dict | None, dict | None, str]:
         try:
             with lock:
                 return classify_with_both(text, model, tokenizer)
@@ -109,26 +97,20 @@ Any text gets one of the {model.config.num_labels} labels, however little it fit
 """
 
 
-def classify_with_both(
-    text: str, model: PeftModel, tokenizer: PreTrainedTokenizerBase
-) -> tuple[dict[str, float], dict[str, float], str]:
+def classify_with_both(text: str, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> tuple[dict, dict, str]:
     """Return the probability of each label after and before fine-tuning, and a note if the text was truncated.
 
-    Raises:
-        ValueError: the text is blank or longer than `MAX_CHARACTERS`, or see `classify_texts`.
+    A text that is blank, too long or not whole is a ValueError.
     """
     if not text.strip():
         raise ValueError("Write or paste a text first.")
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"This text is too long: at most {MAX_CHARACTERS:,} characters are read; shorten it.")
-    after = _probabilities(model, tokenizer, text)
+    tuned = classify_texts(model, tokenizer, [text])
     with model.disable_adapter():
-        before = _probabilities(model, tokenizer, text)
+        untuned = classify_texts(model, tokenizer, [text])
+    names = model.config.id2label.values()
+    after, before = ({name: float(table[f"P({name})"][0]) for name in names} for table in (tuned, untuned))
     length, read = count_tokens([text], tokenizer)[0], tokenizer.model_max_length
     note = f"The models have read the first {read:,} of the text's {length:,} tokens." if length > read else ""
     return after, before, note
-
-
-def _probabilities(model: PeftModel, tokenizer: PreTrainedTokenizerBase, text: str) -> dict[str, float]:
-    table = classify_texts(model, tokenizer, [text])
-    return {name: float(table[f"P({name})"][0]) for name in model.config.id2label.values()}
