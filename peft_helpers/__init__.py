@@ -1,7 +1,6 @@
-"""Helpers of ``LightweightFineTuning.ipynb``; every public name can be imported from here.
+"""Helpers of ``LightweightFineTuning.ipynb``: the core, flat and in its order, and folders for everything else.
 
-The core, in the notebook's order: `arguments`, `data`, `tokenization`, `modeling`, `metrics`, `training`, `adapters`,
-`pipeline`. Everything else lies in folders named after what it is for.
+A module is imported when one of the names below is first used.
 """
 
 import ast
@@ -10,10 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# For editors and type checkers. A module is imported when one of its names is first used: the command line answers at
-# once where no library is needed.
 if TYPE_CHECKING:
-    from peft_helpers.adapters import adapter_size, check_output_dir, describe_adapter
+    from peft_helpers.adapters import check_output_dir, describe_adapter
     from peft_helpers.analysis.adapter_checks import check_adapter
     from peft_helpers.analysis.errors import most_confident_errors
     from peft_helpers.analysis.model_card import save_model_card
@@ -35,25 +32,14 @@ if TYPE_CHECKING:
         save_results,
     )
     from peft_helpers.app.notebook import check_requirements, keep_output_clean
-    from peft_helpers.app.profiles import check_run, choose_texts, parse_arguments
+    from peft_helpers.app.profiles import check_run, parse_arguments
     from peft_helpers.arguments import BBC_NEWS, Arguments
-    from peft_helpers.comparison.baselines import run_baselines
-    from peft_helpers.comparison.runner import compare_methods, plan_comparison, run_methods
-    from peft_helpers.comparison.tables import (
-        compare_methods_to,
-        describe_methods,
-        format_methods,
-        summarize_methods,
-    )
+    from peft_helpers.comparison.runner import compare_methods, plan_comparison
+    from peft_helpers.comparison.tables import compare_methods_to, format_methods, summarize_methods
     from peft_helpers.data import prepare_splits
     from peft_helpers.distributed import quantization_problem
     from peft_helpers.interruptions import guard_training, replace_folder
-    from peft_helpers.language_modeling.generation import generate_texts
-    from peft_helpers.language_modeling.task import (
-        LANGUAGE_MODELING,
-        generate_examples,
-        plan_language_modeling,
-    )
+    from peft_helpers.language_modeling.task import generate_examples, plan_language_modeling
     from peft_helpers.metrics import (
         assert_same_predictions,
         changed_parameters,

@@ -1,6 +1,8 @@
 """What the notebook needs around its cells: the right packages, clean output, and a box for what must be seen."""
 
+import logging
 import sys
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
@@ -12,46 +14,33 @@ OLDEST_PYTHON = (3, 11)
 
 
 def check_requirements(path: Path = REQUIREMENTS) -> None:
-    """Check that the packages of ``requirements.txt`` are installed, in the versions named there or newer ones.
+    """Check that Python and the packages of ``requirements.txt``, but those for the tests, are there and not too old.
 
-    It imports nothing that may be missing. What stands below the line ``# for the tests`` is left out.
-
-    Raises:
-        ImportError: Python or a package is too old, or missing; the message lists them and has the command to run.
+    An ImportError lists those that are not, and has the command to run.
     """
     if sys.version_info < OLDEST_PYTHON:
         raise ImportError(f"Expected Python 3.11 or newer, found {sys.version.split()[0]}; choose another kernel.")
     lines = path.read_text(encoding="utf-8").partition("# for the tests")[0].split()
-    if message := ", ".join(filter(None, map(_find_problem, lines))):
-        raise ImportError(
-            f"Missing or too old: {message}. Run `%pip install -r {REQUIREMENTS.name}` in a cell (in a terminal, "
-            f"`python -m pip install -r {REQUIREMENTS.name}`), then restart the kernel and begin again."
-        )
+    if problems := ", ".join(filter(None, map(_find_problem, lines))):
+        command = f"`%pip install -r {REQUIREMENTS.name}` in a cell"
+        raise ImportError(f"Missing or too old: {problems}. Run {command}, then restart the kernel and begin again.")
 
 
 def _find_problem(line: str) -> str | None:
-    """Return what is wrong with the package of a line; newer than what was tested is not wrong."""
     from packaging.requirements import Requirement  # here, so that an old Python is reported first
-    from packaging.version import Version
 
     requirement = Requirement(line)
     try:
         found = version(requirement.name)
     except PackageNotFoundError:
         return f"{requirement.name} (not installed, expected {requirement.specifier})"
-    lowest = [bound.version for bound in requirement.specifier if bound.operator in (">=", "==")]
-    is_old = any(Version(found) < Version(bound) for bound in lowest)
-    return f"{requirement.name} (found {found}, expected {requirement.specifier})" if is_old else None
+    bounds = [bound for bound in requirement.specifier if bound.operator in (">=", "==")]  # newer than tested is fine
+    is_enough = all(bound.contains(found, prereleases=True) for bound in bounds)
+    return None if is_enough else f"{requirement.name} (found {found}, expected {requirement.specifier})"
 
 
 def keep_output_clean() -> None:
-    """Silence what the libraries write to stderr and as widgets; the Trainer's progress stays.
-
-    Saved widgets can keep GitHub from rendering a notebook. The warning of a newly initialized head is expected here.
-    """
-    import logging
-    import warnings
-
+    """Silence the libraries' warnings and widgets, which can keep GitHub from rendering a notebook; progress stays."""
     import datasets
     import huggingface_hub
     import pandas as pd
@@ -63,13 +52,13 @@ def keep_output_clean() -> None:
     transformers.logging.set_verbosity_error()
     pd.options.display.max_colwidth = 100
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # on a new machine it builds a font cache
-    # peft 0.21 reads a property that transformers 5 has renamed.
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-    # An adapter trained on 4-bit layers is checked on the shapes of GPT-2's own ones.
-    warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False but", category=UserWarning)
-    # What peft 0.21 says of LN tuning and of AdaLoRA where both do what they should: each reload is checked.
-    warnings.filterwarnings("ignore", message="Unsupported layer type .*LayerNorm", category=UserWarning)
-    warnings.filterwarnings("ignore", message="The following rank_pattern keys .*lora_E", category=RuntimeWarning)
+    for message in (
+        "`is_gradient_checkpointing` is deprecated",  # peft 0.21 reads a property that transformers 5 has renamed
+        "fan_in_fan_out is set to False but",  # an adapter of 4-bit layers is checked on the shapes of GPT-2's own ones
+        "Unsupported layer type .*LayerNorm",  # peft 0.21, of LN tuning, which does what it should
+        "The following rank_pattern keys .*lora_E",  # of AdaLoRA likewise: each reload is checked
+    ):
+        warnings.filterwarnings("ignore", message)
 
 
 @dataclass
@@ -93,8 +82,5 @@ def warn_offline(wanted: Iterable[str], taken: Iterable[str]) -> None:
     """Show, in a notebook in a box, that this machine is offline and which names replace which."""
     from IPython.display import display
 
-    text = (
-        f"{' and '.join(taken)} in place of {' and '.join(wanted)}. That shows whether everything works, not how good "
-        "the results are. Connect this machine to the Hugging Face Hub and run it again."
-    )
-    display(Box("Offline", text))
+    advice = "It shows whether everything works, not how good the results are; for these, connect to the Hub."
+    display(Box("Offline", f"{' and '.join(taken)} in place of {' and '.join(wanted)}. {advice}"))

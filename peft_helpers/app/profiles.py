@@ -5,89 +5,76 @@ import os
 import re
 import shlex
 import tomllib
-from argparse import Action, ArgumentDefaultsHelpFormatter
+from argparse import Action, ArgumentDefaultsHelpFormatter, MetavarTypeHelpFormatter
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 
 from transformers import HfArgumentParser
 
+import peft_helpers as helpers
 from peft_helpers.app.notebook import warn_offline
 from peft_helpers.arguments import BBC_NEWS, OPTIONS, TINY_GPT2, Arguments, TrainingOptions
 from peft_helpers.sources.hub import NotOnHubError, explain_availability
 
-ENVIRONMENT_VARIABLE = "LFT_ARGS"
 _TOML = Path(__file__).with_name("profiles.toml").read_text(encoding="utf-8")
 SETTINGS = tomllib.loads(_TOML.replace("tiny_gpt2", TINY_GPT2))
 WIKITEXT = "Salesforce/wikitext"
-# Options that had another name, and what to say now.
-RENAMED = {
+RENAMED = {  # options that had another name, and what to say now
     "max_train_rows": "--max_train_samples",
     "max_eval_rows": "--max_eval_samples",
     "lm_max_eval_rows": "--lm_max_eval_samples",
     "checkpoint_dir": "--output_dir, which holds the checkpoints while training lasts",
 }
-_WHAT_RUNS = ("model_name_or_path", "dataset_name")
+_WHAT_RUNS = {"model_name_or_path", "dataset_name"}
 
 
-class _HelpFormatter(ArgumentDefaultsHelpFormatter):
+class _HelpFormatter(ArgumentDefaultsHelpFormatter, MetavarTypeHelpFormatter):
     """Shows the type of an option's value, and its default if there is one."""
-
-    def _get_default_metavar_for_optional(self, action: Action) -> str:
-        name = getattr(action.type, "__name__", "value")
-        return {"string_to_bool": "bool"}.get(name, name)
 
     def _get_help_string(self, action: Action) -> str:
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-class Parser(HfArgumentParser):
+class _Parser(HfArgumentParser):
     """Parses groups of options; raises where argparse would end the process and hide the reason."""
 
     def __init__(self, *groups: type, **options):
         super().__init__(groups, allow_abbrev=False, formatter_class=_HelpFormatter, **options)
-        names = ", ".join(SETTINGS["profile"])
-        help_text = f"{names}, or auto: gpt2-sst2, but offline on a machine without a network"
-        self.add_argument("--profile", type=str, default="auto", help=help_text)
+        help_text = "auto: gpt2-sst2, but offline on a machine without a network"
+        self.add_argument("--profile", type=str, choices=["auto", *SETTINGS["profile"]], default="auto", help=help_text)
 
     def error(self, message: str) -> None:
-        """Raise a ValueError in place of ending the process."""
         raise ValueError(message)
 
 
 def parse_arguments(words: str | list[str] | None = None, **defaults) -> Arguments:
     """Return what ``words`` ask for, and print the profile with the reason for it.
 
-    What is not named comes from ``defaults``, from the profile, then from what suits its model and dataset, then from
-    the groups of `Arguments`.
-
-    Args:
-        words: options as on a command line, ``--max_length 64 --seed 1``, or a list of its words; by default those
-            in ``LFT_ARGS``.
-        **defaults: values of options that are not named in ``words``.
+    ``words`` are options as on a command line, in a string or a list; by default those in ``LFT_ARGS``. What they do
+    not name comes from ``defaults``, from the profile, then from what suits its model and dataset.
 
     Raises:
-        ValueError: an option, profile or value is not known or out of range.
-        FileNotFoundError: the model or the dataset is a path at which there is nothing.
-        ConnectionError: the profile is ``auto``, and the Hub is there but does not serve; see `explain_availability`.
+        ValueError, FileNotFoundError: an option, profile, value or path is not known or out of range.
+        ConnectionError: the Hub is there but does not serve what the profile needs; see `explain_availability`.
     """
     if words is None:
         try:
-            return parse_arguments(os.environ.get(ENVIRONMENT_VARIABLE, ""), **defaults)
+            return parse_arguments(os.environ.get("LFT_ARGS", ""), **defaults)
         except ValueError as error:
-            raise ValueError(f"{ENVIRONMENT_VARIABLE}: {error}") from error
+            raise ValueError(f"LFT_ARGS: {error}") from error
     words = shlex.split(words) if isinstance(words, str) else words
     named = check_options(words)
     # This project's own options first: an error in them need not wait for transformers' class, which takes seconds.
-    model, data, *_, other, _ = Parser(*OPTIONS, add_help=False).parse_args_into_dataclasses(
+    model, data, *_, other, _ = _Parser(*OPTIONS).parse_args_into_dataclasses(
         words, return_remaining_strings=True, look_for_args_file=False
     )
-    _check_path("model_name_or_path", model.model_name_or_path)
-    _check_path("dataset_name", data.dataset_name)
+    options = vars(model) | vars(data)
+    for name in sorted(_WHAT_RUNS):
+        _check_path(name, options[name])
     profile, reason = _choose_profile(other.profile, named)
-    runs = {name: value for name, value in (vars(model) | vars(data)).items() if name in named & {*_WHAT_RUNS}}
-    chosen = SETTINGS["profile"].get(profile, {}) | runs
-    parser = Parser(*_all_options(), add_help=False)
+    chosen = SETTINGS["profile"].get(profile, {}) | {name: options[name] for name in named & _WHAT_RUNS}
+    parser = _Parser(*_all_options())
     parser.set_defaults(**chosen | _suitable_settings(**chosen, streaming=data.streaming) | defaults)
     *groups, _ = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
     print(f"Profile {profile}: {reason}.")
@@ -102,23 +89,15 @@ def _all_options() -> list[type]:
 
 def describe_options(program: str, description: str, everything: bool = False) -> str:
     """Return the help of a command that takes all options: this project's own, or also those of transformers."""
-    parser = Parser(
-        *(_all_options() if everything else OPTIONS),
-        prog=program,
-        description=description,
-        usage="%(prog)s [OPTIONS]",
-        epilog="The profile, the model and the dataset change some of these defaults; an option that is given wins.",
-    )
+    epilog = "The profile, the model and the dataset change some of these defaults; an option that is given wins."
+    groups = _all_options() if everything else OPTIONS
+    parser = _Parser(*groups, prog=program, description=description, usage="%(prog)s [OPTIONS]", epilog=epilog)
     parser.add_argument("--help_all", action="store_true", help="also show the options of transformers' Trainer")
-    return parser.format_help()
+    return parser.format_help().replace("string_to_bool", "bool")
 
 
 def check_options(words: list[str]) -> set[str]:
-    """Return the names of the options in ``words``, after checking that there are such options.
-
-    Raises:
-        ValueError: there is no such option; the message has its new name, or the one that was probably meant.
-    """
+    """Return the names of the options in ``words``; for one that is not known, raise a ValueError with the nearest."""
     # Read, since importing transformers' class takes seconds.
     source = Path(find_spec("transformers").origin).with_name("training_args.py").read_text(encoding="utf-8")
     own = {"profile", *(option.name for group in OPTIONS for option in fields(group))}
@@ -126,12 +105,11 @@ def check_options(words: list[str]) -> set[str]:
     known |= {f"no_{name}" for name in re.findall(r"^    (\w+): bool\b", source, re.MULTILINE)}
     options = [word.partition("=")[0] for word in words if re.match(r"-+[A-Za-z]", word)]
     named = {option.removeprefix("--").replace("-", "_"): option for option in options}
-    for name in sorted(named.keys() - known):
+    unknown = {name: option for name, option in named.items() if name not in known}
+    for name, option in unknown.items():
         misspelt = difflib.get_close_matches(name, known, 1, cutoff=0.8)
         nearest = RENAMED.get(name, "--" + (misspelt or difflib.get_close_matches(name, own, 1, cutoff=0))[0])
-        raise ValueError(
-            f"Unknown option {named[name]}. Did you mean {nearest}? See python -m peft_helpers train --help."
-        )
+        raise ValueError(f"Unknown option {option}. Did you mean {nearest}? See python -m peft_helpers train --help.")
     return set(named)
 
 
@@ -144,47 +122,31 @@ def _check_path(option: str, name: str) -> None:
 
 
 def _choose_profile(profile: str, named: set[str]) -> tuple[str, str]:
-    if profile not in ("auto", *SETTINGS["profile"]):
-        raise ValueError(f"Unknown profile {profile!r}; the known ones are auto, {', '.join(SETTINGS['profile'])}.")
     if profile != "auto":
         return profile, "as asked for"
-    if named.issuperset(_WHAT_RUNS):
+    if named >= _WHAT_RUNS:
         return "auto", "model and dataset are both named, so there is nothing to choose"
     wanted = {name: value for name, value in SETTINGS["profile"]["gpt2-sst2"].items() if name not in named}
     available, reason = explain_availability(**wanted)
-    if available:
-        return "gpt2-sst2", reason
-    warn_offline(wanted.values(), [SETTINGS["profile"]["offline"][name] for name in wanted])
-    return "offline", reason
+    if not available:
+        warn_offline(wanted.values(), [SETTINGS["profile"]["offline"][name] for name in wanted])
+    return "gpt2-sst2" if available else "offline", reason
 
 
 def _suitable_settings(model_name_or_path: str, dataset_name: str, streaming: bool, **_) -> dict:
     settings = SETTINGS["model"].get(model_name_or_path, {}) | SETTINGS["dataset"].get(dataset_name, {})
-    if dataset_name in SETTINGS["cpu"] and _has_only_a_cpu():
-        settings |= SETTINGS["cpu"][dataset_name]
+    if dataset_name in SETTINGS["cpu"]:
+        import torch  # takes seconds, and few runs depend on it
+
+        settings |= {} if torch.accelerator.is_available() else SETTINGS["cpu"][dataset_name]
     return settings | ({"max_train_samples": None} if streaming else {})
 
 
-def _has_only_a_cpu() -> bool:
-    import torch  # takes seconds, and few runs depend on it
-
-    return not torch.accelerator.is_available()
-
-
 def check_run(args: Arguments) -> Arguments:
-    """Check what would make the notebook fail later: the model, the adapter's folder, the methods; `choose_texts`.
-
-    Raises:
-        FileExistsError, FileNotFoundError, OSError, ValueError: see `check_model`, `check_output_dir` and
-            `plan_comparison`.
-    """
-    from peft_helpers.adapters import check_output_dir  # these take seconds
-    from peft_helpers.comparison.runner import plan_comparison
-    from peft_helpers.modeling import check_model
-
-    check_model(args)
-    check_output_dir(args)
-    plan_comparison(args)
+    """Check what would make the notebook fail later: the model, the adapter's folder, the methods; `choose_texts`."""
+    helpers.check_model(args)
+    helpers.check_output_dir(args)
+    helpers.plan_comparison(args)
     return choose_texts(args)
 
 
@@ -192,9 +154,6 @@ def choose_texts(args: Arguments) -> Arguments:
     """Return ``args`` with the texts for language modeling, if they are ``auto``, chosen; print them and the reason.
 
     They are WikiText-2, or a topic of BBC News where this machine is offline or its Hub lacks WikiText.
-
-    Raises:
-        ConnectionError: the Hub is there but does not serve; see `explain_availability`.
     """
     name, reason = args.language_modeling.lm_dataset_name, "as asked for"
     if name == "auto":
@@ -209,7 +168,6 @@ def _find_texts() -> tuple[str, str]:
         available, reason = explain_availability(dataset_name=WIKITEXT, instead=f"--lm_dataset_name {BBC_NEWS}")
     except NotOnHubError:  # a mirror that holds some repositories only
         return BBC_NEWS, f"this Hub has no {WIKITEXT}"
-    if available:
-        return WIKITEXT, reason
-    warn_offline([WIKITEXT], [BBC_NEWS])
-    return BBC_NEWS, reason
+    if not available:
+        warn_offline([WIKITEXT], [BBC_NEWS])
+    return WIKITEXT if available else BBC_NEWS, reason

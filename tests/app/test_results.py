@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from peft_helpers.analysis.plots import MAJORITY
-from peft_helpers.app.results import describe_compared_methods, save_methods
+from peft_helpers.app.results import save_methods
 
 REFERENCES = np.array([0, 1] * 10)
 
@@ -17,19 +17,15 @@ def result(method: str, error: str | None = None) -> dict:
 
 
 def test_methods_are_saved_as_a_table_and_a_figure(tmp_path):
-    save_methods([result("head-only"), result("lora-r8")], REFERENCES, tmp_path)
+    report = save_methods([result("head-only"), result("lora-r8")], REFERENCES, tmp_path)
+    assert "20 test examples" in report
+    assert report.endswith(f"The table and the figure are in {tmp_path}: methods.csv, methods.png.")
     assert pd.read_csv(tmp_path / "methods.csv")["method"].tolist() == ["head-only", "lora-r8"]
     assert (tmp_path / "methods.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_without_a_method_there_is_no_figure(tmp_path):
-    save_methods([result(MAJORITY), result("head-only", "RuntimeError: no luck")], REFERENCES, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["methods.csv"]
-
-
 @pytest.mark.reliability("fault")
-def test_a_method_that_failed_is_named_with_its_error(tmp_path):
-    text = describe_compared_methods([result("head-only"), result("ia3", "RuntimeError: no luck")], REFERENCES, "here")
-    assert "20 test examples" in text
-    assert "ia3, seed 42, failed: RuntimeError: no luck" in text
-    assert text.endswith("The table and the figure are in here: methods.csv, methods.png.")
+def test_without_a_method_there_is_no_figure_and_the_error_is_reported(tmp_path):
+    report = save_methods([result(MAJORITY), result("head-only", "RuntimeError: no luck")], REFERENCES, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["methods.csv"]
+    assert "head-only, seed 42: failed, RuntimeError: no luck" in report
