@@ -46,7 +46,11 @@ def _drop_near_duplicates() -> tuple[DatasetDict, str]:
 
 
 def load_bbc_topic(topic: str) -> DatasetDict:
-    """Return the texts of one topic, column ``text``, in the splits of `load_bbc_news`; a ``ValueError`` lists the topics."""
+    """Return the texts of one topic, column ``text``, in the splits of `load_bbc_news`.
+
+    Raises:
+        ValueError: there is no such topic; the message lists them.
+    """
     articles, _ = _drop_near_duplicates()
     names = articles["train"].features["label"].names
     if topic not in names:
