@@ -8,15 +8,13 @@ def find_columns(dataset: Dataset, text_column: str | None, label_column: str | 
     """Return the names of the text and the label column: those given, else the only candidates.
 
     A label column is a ``ClassLabel``, else named ``label``, else one in which values recur.
-
-    Raises:
-        ValueError: a named column does not exist or cannot be used, or there is not exactly one candidate.
     """
     plain = {name: feature for name, feature in dataset.features.items() if isinstance(feature, ClassLabel | Value)}
-    candidates = [name for name, feature in plain.items() if isinstance(feature, ClassLabel)]
+    candidates = [label_column] if label_column else []
+    candidates = candidates or [name for name, feature in plain.items() if isinstance(feature, ClassLabel)]
     candidates = candidates or [name for name in plain if name == "label"]
     candidates = candidates or [name for name in plain if _recurs(_probe(dataset, name))]
-    label_column = _choose("label_column", "with one label a row", label_column, candidates, [*plain], dataset)
+    label_column = _check_choice("label_column", "with one label a row", candidates, [*plain], dataset)
     return find_text_column(dataset, text_column, label_column), label_column
 
 
@@ -24,9 +22,6 @@ def find_text_column(dataset: Dataset, text_column: str | None = None, label_col
     """Return the column with the texts: the one given, else ``text``, else the only one of strings.
 
     Where there are several, those whose values recur or are numbers, which a csv has as strings, do not count.
-
-    Raises:
-        ValueError: as for `find_columns`.
     """
     kinds = ("string", "large_string", "string_view")  # pandas and polars write the other two
     strings = [name for name, feature in dataset.features.items() if getattr(feature, "dtype", None) in kinds]
@@ -36,7 +31,7 @@ def find_text_column(dataset: Dataset, text_column: str | None = None, label_col
         probes = {name: _probe(dataset, name) for name in candidates}
         numeric = {name for name, values in probes.items() if pd.to_numeric(values, errors="coerce").notna().all()}
         candidates = [name for name, values in probes.items() if name not in numeric and not _recurs(values)]
-    return _choose("text_column", "of strings", text_column, candidates, strings, dataset)
+    return _check_choice("text_column", "of strings", [text_column] if text_column else candidates, strings, dataset)
 
 
 def _probe(dataset: Dataset, column: str) -> pd.Series:
@@ -47,10 +42,7 @@ def _recurs(values: pd.Series) -> bool:
     return values.nunique() <= len(values) // 2
 
 
-def _choose(
-    option: str, kind: str, given: str | None, candidates: list[str], suitable: list[str], dataset: Dataset
-) -> str:
-    found = candidates if given is None else [given]
+def _check_choice(option: str, kind: str, found: list[str], suitable: list[str], dataset: Dataset) -> str:
     if len(found) != 1 or found[0] not in suitable:
         columns = ", ".join(f"{name}: {getattr(f, 'dtype', f)}" for name, f in dataset.features.items())
         raise ValueError(
@@ -69,11 +61,7 @@ def name_labels(labels: list, feature: ClassLabel | Value) -> pd.Series:
 
 
 def order_names(labels: pd.Series, feature: ClassLabel | Value) -> list[str]:
-    """Return the names of the labels in the order of their numbers: as the data have it, else sorted.
-
-    Raises:
-        ValueError: there are fractions among them, or so many labels that they cannot be classes.
-    """
+    """Return the names of the labels in the order of their numbers: as the data have it, else sorted."""
     names = sorted(set(labels.dropna()))
     if isinstance(feature, ClassLabel):
         return list(dict.fromkeys([*feature.names, *names]))

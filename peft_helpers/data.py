@@ -2,16 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from datasets import (
-    ClassLabel,
-    Dataset,
-    DatasetDict,
-    Features,
-    IterableDataset,
-    IterableDatasetDict,
-    Value,
-    concatenate_datasets,
-)
+from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value, concatenate_datasets
 
 from peft_helpers.arguments import Arguments
 from peft_helpers.columns import find_columns, name_labels, order_names
@@ -32,7 +23,7 @@ def prepare_splits(raw: DatasetDict, args: Arguments) -> DatasetDict:
         ValueError: a column cannot be found or used, a split is empty, there is one label only, or a label to be tested
             on never occurs in train.
     """
-    if isinstance(raw, IterableDatasetDict):
+    if isinstance(next(iter(raw.values()), None), IterableDataset):
         raise ValueError("A streamed dataset has no tables to split; use prepare_stream, or leave out --streaming.")
     dataset, rows = read_rows(rename_splits(raw), args.data.text_column, args.data.label_column)
     rows = carve_missing_splits(rows, args.data.max_train_samples, args.training.seed)
@@ -55,13 +46,11 @@ def read_rows(
 
     The table has each row's split (``split``), a hash of its text (``text``) and the number of its label (``label``),
     which are those of ``label_names``, or as the data have them. The texts stay on disk.
-
-    Raises:
-        ValueError: a column cannot be found or used, or a label is not among ``label_names``.
     """
     text_column, label_column = find_columns(next(iter(splits.values())), text_column, label_column)
     splits = {name: split.select_columns([text_column, label_column]) for name, split in splits.items()}
-    texts = concatenate_datasets([_take_texts(split, text_column) for split in splits.values()])
+    texts = [split.select_columns(text_column).rename_columns({text_column: "text"}) for split in splits.values()]
+    texts = concatenate_datasets([split.cast(Features(text=Value("string"))) for split in texts])
     labels = [name_labels(split[label_column][:], split.features[label_column]) for split in splits.values()]
     hashes = [hash_texts(batch["text"]) for batch in texts.iter(batch_size=1000)]
     rows = pd.DataFrame({"text": np.concatenate(hashes), "label": pd.concat(labels, ignore_index=True)})
@@ -78,25 +67,11 @@ def read_rows(
 
 
 def rename_splits(raw: DatasetDict) -> dict[str, Dataset | IterableDataset]:
-    """Return train, validation (also named ``valid``, ``val`` or ``dev``) and test, as far as ``raw`` has them.
-
-    Raises:
-        ValueError: there is no train, or there are several validation splits.
-    """
+    """Return train, validation (also named ``valid``, ``val`` or ``dev``) and test, as far as ``raw`` has them."""
     renamed = {SPLIT_NAMES.get(name, name): split for name, split in raw.items()}
     if "train" not in renamed or len(renamed) < len(raw):
         raise ValueError(f"The dataset has the splits {list(raw)}; expected train, and at most one for validation.")
     return {name: split for name, split in renamed.items() if name in ("train", "validation", "test")}
-
-
-def _take_texts(dataset: Dataset, text_column: str) -> Dataset:
-    return dataset.map(
-        lambda texts: {"text": texts},
-        batched=True,
-        input_columns=text_column,
-        remove_columns=dataset.column_names,
-        features=Features(text=Value("string")),
-    )
 
 
 def hash_texts(texts: list[str | None]) -> np.ndarray:
@@ -105,10 +80,6 @@ def hash_texts(texts: list[str | None]) -> np.ndarray:
     Blanks around a text do not count; a missing text is an empty one.
     """
     return pd.util.hash_array(np.array([(text or "").strip() for text in texts], dtype=object), categorize=False)
-
-
-def _hash_column(dataset: Dataset) -> np.ndarray:
-    return np.concatenate([hash_texts([]), *(hash_texts(batch["text"]) for batch in dataset.iter(batch_size=1000))])
 
 
 def keep_rows(rows: pd.DataFrame, kept: pd.Series, why_others_go: str) -> pd.DataFrame:

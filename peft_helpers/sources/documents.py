@@ -13,7 +13,6 @@ from peft_helpers.sources.bbc_news import load_bbc_topic
 from peft_helpers.sources.files import extension, load_raw, read_lines
 
 WIKITEXT = "Salesforce/wikitext"
-_WIKITEXT_TITLE = re.compile(r" = [^=].* = \n?")  # those of sections have more equals signs
 
 
 def load_documents(args: Arguments) -> DatasetDict:
@@ -25,7 +24,6 @@ def load_documents(args: Arguments) -> DatasetDict:
     in the test rather than elsewhere; a line says how many are left out.
 
     Raises:
-        FileNotFoundError: there is no such file.
         ValueError: a file cannot be read, no column has the texts, or there are too few documents to split.
     """
     name = args.data.dataset_name
@@ -34,7 +32,10 @@ def load_documents(args: Arguments) -> DatasetDict:
     if extension(Path(name)) == ".txt":
         splits = {"train": re.split(r"\n\s*\n", "\n".join(read_lines(Path(name))))}
     else:
-        splits = {split: _read_column(rows, args) for split, rows in rename_splits(load_raw(args.data)).items()}
+        raw = rename_splits(load_raw(args.data))
+        named = args.data.text_column  # which may be a column of the labelled examples
+        column = find_text_column(raw["train"], named if named in raw["train"].column_names else None)
+        splits = {split: [text or "" for text in rows[column]] for split, rows in raw.items()}
     if name == WIKITEXT:
         splits = {split: join_articles(lines) for split, lines in splits.items()}
     tables = [pd.DataFrame({"split": name, "text": splits.get(name, [])}) for name in ("test", "validation", "train")]
@@ -43,23 +44,17 @@ def load_documents(args: Arguments) -> DatasetDict:
     rows = keep_rows(rows, ~rows.duplicated("text"), "stand in another split, or twice in this one,")
     rows = carve_missing_splits(rows, None, args.training.seed)
     found = {name: rows["text"][rows["split"] == name].tolist() for name in ("train", "validation", "test")}
-    if not all(found.values()):
-        counts = {name: len(texts) for name, texts in found.items()}
+    counts = {name: len(texts) for name, texts in found.items()}
+    if 0 in counts.values():
         raise ValueError(f"There are too few documents: {counts}. In a text file a blank line separates documents.")
     return DatasetDict({name: Dataset.from_dict({"text": texts}) for name, texts in found.items()})
-
-
-def _read_column(split: Dataset, args: Arguments) -> list[str]:
-    named = args.data.text_column  # which may be a column of the labelled examples
-    column = find_text_column(split, named if named in split.column_names else None)
-    return [text or "" for text in split[column]]
 
 
 def join_articles(lines: list[str]) -> list[str]:
     """Join the rows of WikiText, which are lines, to articles; each begins with its title, `` = Title = ``."""
     articles = [[]]
     for line in lines:
-        if _WIKITEXT_TITLE.fullmatch(line):
+        if re.fullmatch(r" = [^=].* = \n?", line):  # those of sections have more equals signs
             articles.append([])
         articles[-1].append(line)
     return ["".join(article) for article in articles]

