@@ -3,18 +3,13 @@
 from collections.abc import Callable
 
 import numpy as np
-import pandas as pd
 from scipy.stats import binomtest, bootstrap
 
 CONFIDENCE = 0.95
-RESAMPLES = 2000  # the 50 most extreme on each side then bound a 95 % interval
 
 
 def accuracy_interval(predictions: np.ndarray, references: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % interval of the accuracy: Wilson's, also right near 0 and 1 and with few examples.
-
-    ``predictions`` and ``references`` are label numbers, shape (examples,).
-    """
+    """Return Wilson's 95 % interval of the accuracy, also right near 0 and 1; both are label numbers."""
     hits = int(np.sum(predictions == references))
     return tuple(binomtest(hits, len(references)).proportion_ci(CONFIDENCE, method="wilson"))
 
@@ -56,22 +51,21 @@ def mcnemar_p_value(left_correct: np.ndarray, right_correct: np.ndarray) -> floa
     return float(binomtest(left_only, left_only + right_only).pvalue) if left_only + right_only else 1.0
 
 
-def compare_paired(left: np.ndarray, right: np.ndarray, references: np.ndarray) -> pd.Series:
-    """Return how much better ``right`` is than ``left`` in accuracy and macro F1, with 95 % intervals, and McNemar's p.
+def compare_paired(left: np.ndarray, right: np.ndarray, references: np.ndarray) -> dict[str, float | list[float]]:
+    """Return how much better ``right`` is than ``left``: accuracy, macro F1, their 95 % intervals, and McNemar's p.
 
-    All are label numbers, shape (examples,). Each resample of the bootstrap takes the same examples of both models. The
-    names are ``accuracy``, ``accuracy, low``, ``accuracy, high``, the same of ``F1 (macro)``, and ``p``.
+    All are label numbers, shape (examples,). Each resample of the bootstrap takes the same examples of both models.
     """
 
     def difference(references: np.ndarray, left: np.ndarray, right: np.ndarray, axis: int = -1) -> np.ndarray:
         accuracy = (right == references).mean(axis) - (left == references).mean(axis)
         return np.stack([accuracy, macro_f1(right, references) - macro_f1(left, references)])
 
-    observed = difference(references[None], left[None], right[None])[:, 0]
-    columns = np.stack([observed, *_bootstrap(difference, references, left, right)], axis=-1)
-    names = [name + part for name in ("accuracy", "F1 (macro)") for part in ("", ", low", ", high")]
+    accuracy, f1 = difference(references[None], left[None], right[None])[:, 0].tolist()
+    of_accuracy, of_f1 = np.transpose(_bootstrap(difference, references, left, right)).tolist()
     p_value = mcnemar_p_value(left == references, right == references)
-    return pd.Series([*columns.ravel(), p_value], [*names, "p"], name="paired comparison")
+    scores = {"accuracy": accuracy, "f1": f1, "accuracy_interval": of_accuracy, "f1_interval": of_f1}
+    return scores | {"mcnemar_p_value": p_value}
 
 
 def check_same_examples(left: np.ndarray, right: np.ndarray) -> None:
@@ -85,6 +79,6 @@ def _bootstrap(statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> tu
     # single example: two copies of it resample to the same.
     samples = [np.resize(sample, max(2, len(sample))) for sample in samples]
     return bootstrap(
-        samples, statistic, paired=True, vectorized=True, n_resamples=RESAMPLES, confidence_level=CONFIDENCE,
+        samples, statistic, paired=True, vectorized=True, n_resamples=2000, confidence_level=CONFIDENCE,
         batch=max(1, 100_000 // len(samples[0])), method="percentile", rng=0,
     ).confidence_interval  # fmt: skip

@@ -183,5 +183,5 @@ def test_a_method_named_twice_is_run_once(args):
 @pytest.mark.reliability("bad input")
 def test_a_results_file_that_is_something_else_is_refused_before_anything_runs(args, tmp_path):
     (tmp_path / "notes.jsonl").write_text("my notes")
-    with pytest.raises(ValueError, match="expected a result of the comparison in each line"):
+    with pytest.raises(ValueError, match="expected a file with a result of the comparison in each line"):
         plan_comparison(args.replace(comparison_file=str(tmp_path / "notes.jsonl")))
