@@ -23,7 +23,7 @@ from peft_helpers.pipeline import RunResult
 
 def majority_class(dataset: DatasetDict) -> EvalPrediction:
     """Return the output, on the test examples, of always predicting the most frequent training label."""
-    known = dataset["train"] if isinstance(dataset["train"], Dataset) else dataset["validation"]  # a stream has no end
+    known = dataset["train"] if isinstance(dataset["train"], Dataset) else dataset["validation"]  # or a stream
     references, labels = np.asarray(dataset["test"]["label"][:]), dataset["test"].features["label"].num_classes
     most_frequent = np.bincount(known["label"][:]).argmax()
     return EvalPrediction(predictions=np.eye(labels)[[most_frequent] * len(references)], label_ids=references)

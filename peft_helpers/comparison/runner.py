@@ -27,23 +27,17 @@ from peft_helpers.distributed import process_state
 from peft_helpers.metrics import assert_same_predictions
 from peft_helpers.modeling import check_model, empty_model, load_model
 from peft_helpers.tokenization import set_padding, tokenize_splits
-from peft_helpers.training import CLASSIFICATION, LengthTrainer, predict
+from peft_helpers.training import CLASSIFICATION, NO_EVALUATION, LengthTrainer, predict
 
 RELOAD_EXAMPLES = 64  # on which the reloaded adapter is compared with the one in memory
-_NO_EVALUATION = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "push_to_hub": False,
-                  "logging_strategy": "no", "report_to": "none", "disable_tqdm": True}  # fmt: skip
 INTERVAL = 0.01  # seconds between two looks at the memory: a training step takes longer
 
 
 def compare_methods(dataset: DatasetDict, args: Arguments) -> tuple[list[dict], np.ndarray]:
-    """Run the baselines and ``comparison_methods`` on the splits of ``dataset``.
-
-    Returns:
-        The results of `run_baselines` and `run_methods`, and the true labels of the test examples, shape (examples,).
+    """Run the baselines and ``comparison_methods``; return their results and the true labels of the test examples.
 
     Raises:
-        ValueError: ``args`` has streaming, or this is one of several processes; see also `plan_comparison` and
-            `check_model`.
+        ValueError: ``args`` has streaming, or there are several processes; see also `plan_comparison` and `check_model`.
     """
     if args.data.streaming:
         raise ValueError("Methods are compared on the same examples in memory; leave out --streaming.")
@@ -70,14 +64,14 @@ def run_methods(
 ) -> list[dict]:
     """Run each method of ``runs`` with its seed by `run_method`, and return the results.
 
-    They are kept in ``results_file`` as JSON lines: what is there for the same options, versions, device, labels and
-    lengths of the examples is not run again. A method that fails has an ``error``, and the others go on.
+    They are kept in ``results_file``: what is there for the same options, versions, device, labels and lengths of the
+    examples is not run again. A method that fails has an ``error``, and the others go on.
     """
     environment = describe_environment().to_dict()
     examples = [tokenized[split][column][:] for split in ("train", "test") for column in ("labels", "length")]
     results = []
     for number, (name, seed) in enumerate(runs, 1):
-        recipe = describe_recipe(args) | {"seed": seed, "learning_rate": learning_rate(find_method(name), args)}
+        recipe = describe_recipe(args) | {"seed": seed, "learning_rate": learning_rate(name, args)}
         settings = [name, recipe, args.comparison.comparison_steps, label_names, environment, examples]
         fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
         kept = read_results(results_file)
@@ -98,18 +92,13 @@ def run_methods(
 def run_method(
     name: str, args: Arguments, tokenized: DatasetDict, tokenizer: PreTrainedTokenizerBase, label_names: list[str]
 ) -> dict:
-    """Train one method from the pre-trained model and the head of ``args.training.seed``, and test it as it ends.
+    """Train one method from the pre-trained model and the head of ``args.training.seed``; return scores and costs.
 
-    Every method takes ``comparison_steps`` steps on the same examples in the same order. No checkpoint is chosen. The
+    Every method takes ``comparison_steps`` steps on the same examples in the same order, and is tested as it ends. The
     adapter is saved, loaded onto a fresh base model and compared with the one in memory; then it is removed.
-
-    Returns:
-        `score_predictions` on the test examples, and ``learning_rate``, ``parameters``, ``trainable_parameters``,
-        ``train_seconds``, ``peak_memory_mb`` (of the model and its training), ``adapter_mb`` (of full fine-tuning, the
-        whole model) and ``reload_verified``, as text.
     """
     method = find_method(name)
-    args = args.replace(load_in_4bit=method.quantized, learning_rate=learning_rate(method, args))
+    args = args.replace(load_in_4bit=method.quantized, learning_rate=learning_rate(name, args))
     with PeakMemory() as memory:
         model = adapt_model(load_model(args, tokenizer, CLASSIFICATION, label_names), method, args)
         seconds = _train(model, tokenized["train"], tokenizer, args)
@@ -122,7 +111,7 @@ def run_method(
     return {
         "learning_rate": args.training.learning_rate,
         "parameters": model.num_parameters(),
-        "trainable_parameters": sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad),
+        "trainable_parameters": model.num_parameters(only_trainable=True),
         "train_seconds": seconds,
         "peak_memory_mb": memory.megabytes,
         "adapter_mb": megabytes,
@@ -132,16 +121,10 @@ def run_method(
 
 def _train(model: PreTrainedModel, train: Dataset, tokenizer: PreTrainedTokenizerBase, args: Arguments) -> float:
     """Train ``model`` for ``comparison_steps`` steps, without evaluation or checkpoint, and return the seconds."""
+    steps, data_collator = args.comparison.comparison_steps, CLASSIFICATION.make_data_collator(tokenizer)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = LengthTrainer(
-            model=model,
-            args=replace(
-                args.training, output_dir=folder, max_steps=args.comparison.comparison_steps, **_NO_EVALUATION
-            ),
-            train_dataset=train,
-            data_collator=CLASSIFICATION.make_data_collator(tokenizer),
-            callbacks=[AllocateRanks()],
-        )
+        arguments = replace(args.training, output_dir=folder, max_steps=steps, disable_tqdm=True, **NO_EVALUATION)
+        trainer = LengthTrainer(model, arguments, data_collator, train, callbacks=[AllocateRanks()])
         trainer.remove_callback(PrinterCallback)
         return trainer.train().metrics["train_runtime"]
 
@@ -156,16 +139,14 @@ def _check_reload(
         reloaded = PeftModel.from_pretrained(base, folder, is_trainable=model.peft_type == PeftType.ADALORA)
         megabytes = adapter_size(folder)
     some = test.select(range(min(RELOAD_EXAMPLES, test.num_rows)))
-    outputs = [predict(each, tokenizer, some, args, disable_tqdm=True) for each in (model, reloaded)]
-    assert_same_predictions(*outputs)
+    assert_same_predictions(*(predict(each, tokenizer, some, args, disable_tqdm=True) for each in (model, reloaded)))
     return megabytes
 
 
 class PeakMemory:
     """A context whose ``megabytes`` (10^6 bytes) is the most memory in use at a time beyond that in use before.
 
-    On CUDA it is what PyTorch's allocator held, elsewhere the resident memory of this process, looked at a hundred
-    times a second.
+    On CUDA it is what PyTorch's allocator held, elsewhere the resident memory, looked at a hundred times a second.
     """
 
     def __enter__(self) -> "PeakMemory":
@@ -183,14 +164,15 @@ class PeakMemory:
     def __exit__(self, *exception) -> None:
         self._done.set()
         self._thread.join()
-        self.megabytes = (max(self._peak, _peak_so_far()) - self._start) / 1e6
+        self.megabytes = (self._peak - self._start) / 1e6
 
     def _watch(self) -> None:
-        while not self._done.wait(INTERVAL):
+        is_done = False
+        while not is_done:  # one more look when it is done: on CUDA it tells the peak
+            is_done = self._done.wait(INTERVAL)
             self._peak = max(self._peak, _peak_so_far())
 
 
 def _peak_so_far() -> int:
-    # torch.accelerator has this for every accelerator but Apple's, where it fails:
-    # https://github.com/pytorch/pytorch/issues/167447
+    # torch.accelerator has this for every accelerator but Apple's, where it fails (PyTorch issue 167447).
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
