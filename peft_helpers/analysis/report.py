@@ -79,8 +79,8 @@ def format_p_value(p: float) -> str:
 
 def compare_per_class(untuned: EvalPrediction, tuned: EvalPrediction, label_names: list[str]) -> pd.DataFrame:
     """Return `report_per_class` of both models, side by side."""
-    outputs = {"untuned": untuned, "tuned": tuned}
-    return pd.concat({name: report_per_class(output, label_names) for name, output in outputs.items()}, axis=1)
+    reports = [report_per_class(output, label_names) for output in (untuned, tuned)]
+    return pd.concat(reports, axis=1, keys=["untuned", "tuned"])
 
 
 def describe_evaluation(output: EvalPrediction) -> str:
@@ -115,13 +115,10 @@ def save_results(result: RunResult, majority: EvalPrediction) -> None:
         "seconds": result.seconds,
     }
     (folder / RESULTS_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    figures = (
-        plot_before_after(result.untuned, result.tuned, majority),
-        plot_training(result.log_history),
-        plot_confusions(result.untuned, result.tuned, result.label_names),
-    )
-    for name, figure in zip(FIGURES, figures, strict=True):
-        save_figure(figure, folder / name)
+    before_after, training, confusions = (folder / name for name in FIGURES)
+    save_figure(plot_before_after(result.untuned, result.tuned, majority), before_after)
+    save_figure(plot_training(result.log_history), training)
+    save_figure(plot_confusions(result.untuned, result.tuned, result.label_names), confusions)
 
 
 def describe_run(result: RunResult) -> str:

@@ -16,16 +16,13 @@ from peft_helpers.metrics import compute_metrics, predicted_labels
 
 
 def run_baselines(dataset: DatasetDict, seed: int) -> list[dict]:
-    """Return the results of the majority class and of `classify_with_tfidf`, as `run_methods` does for methods.
-
-    The second has an ``error`` where it cannot learn: from texts without a word, or one example per label.
-    """
+    """Return the results of the majority class and of `classify_with_tfidf`, as `run_methods` does for methods."""
     majority = {"method": MAJORITY, "seed": seed, "error": None, "trainable_parameters": 0, "train_seconds": 0.0,
                 "reload_verified": ""} | score_predictions(majority_class(dataset))  # fmt: skip
     start = time.perf_counter()
     try:
         output, weights = classify_with_tfidf(dataset, seed)
-    except ValueError as error:
+    except ValueError as error:  # texts without a word, or one example per label
         print(f"{CLASSICAL}: failed, {error}")
         return [majority, {"method": CLASSICAL, "seed": seed, "error": f"{type(error).__name__}: {error}"}]
     costs = {"trainable_parameters": weights, "train_seconds": time.perf_counter() - start}
@@ -35,10 +32,9 @@ def run_baselines(dataset: DatasetDict, seed: int) -> list[dict]:
 def classify_with_tfidf(dataset: DatasetDict, seed: int) -> tuple[EvalPrediction, int]:
     """Return the output of TF-IDF and logistic regression on the test examples, and its number of weights.
 
-    It reads whole texts. Cross-validation on the training examples chooses the strength of its regularization.
+    Cross-validation on the training examples chooses the strength of its regularization.
     """
-    train, test = dataset["train"], dataset["test"]
-    labels = np.asarray(train["label"][:])
+    train, test, labels = dataset["train"], dataset["test"], np.asarray(dataset["train"]["label"][:])
     folds = int(np.clip(np.unique(labels, return_counts=True)[1].min(), 2, 5))
     search = GridSearchCV(
         make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(max_iter=1000)),
@@ -48,9 +44,8 @@ def classify_with_tfidf(dataset: DatasetDict, seed: int) -> tuple[EvalPrediction
     ).fit(train["text"][:], labels)
     probabilities = np.zeros((test.num_rows, train.features["label"].num_classes))
     probabilities[:, search.classes_] = search.predict_proba(test["text"][:])
-    classifier = search.best_estimator_[-1]
-    weights = classifier.coef_.size + classifier.intercept_.size
-    return EvalPrediction(predictions=probabilities, label_ids=np.asarray(test["label"][:])), weights
+    classifier, references = search.best_estimator_[-1], np.asarray(test["label"][:])
+    return EvalPrediction(probabilities, references), classifier.coef_.size + classifier.intercept_.size
 
 
 def score_predictions(output: EvalPrediction) -> dict[str, float | list[int]]:

@@ -16,11 +16,7 @@ _COLUMNS = ("method", "parameters", "trainable_parameters", "accuracy", "f1", "p
 
 
 def read_results(results_file: str | Path) -> list[dict]:
-    """Return what `write_results` has written, an empty list if there is no such file yet.
-
-    Raises:
-        ValueError: it is a folder or in none, or holds something else, which is left as it is.
-    """
+    """Return what `write_results` has written, if anything; a ValueError refuses any other file or place."""
     path = Path(results_file)
     try:
         results = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
@@ -84,10 +80,7 @@ def format_methods(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare_methods_to(baseline: str, results: list[dict], references: np.ndarray) -> pd.DataFrame:
-    """Return by how much each method beats ``baseline`` in macro F1, as text, best first, from each one's first seed.
-
-    The p-values are of one comparison each, not corrected for their number.
-    """
+    """Return by how much each method's first seed beats ``baseline`` in macro F1, as text, the best method first."""
     first = _successful(results).drop_duplicates("method").set_index("method")["predictions"].map(np.array)
     rows = {name: compare_paired(first[baseline], first[name], references) for name in first.index.drop(baseline)}
     rows = dict(sorted(rows.items(), key=lambda item: -item[1]["f1"]))
@@ -107,10 +100,7 @@ def describe_result(row: dict) -> str:
 
 
 def describe_methods(results: list[dict], references: np.ndarray) -> str:
-    """Return what the comparison says: the best PEFT method beside full fine-tuning and the classical model.
-
-    The best is best on the test examples, and so a little too good; how far the others are behind tells by how much.
-    """
+    """Return what the comparison says: the PEFT method that is best on the test examples, beside the usual ways."""
     summary = summarize_methods(results, references)
     # Only what is an adapter is reloaded; the head alone is one for PEFT, but counts as a baseline.
     f1, of_peft = summary["f1"], (summary["reload_verified"] == "yes") & (summary.index != "head-only")
