@@ -29,6 +29,8 @@ from peft_helpers.modeling import Task
 from peft_helpers.tokenization import tokenize_splits
 
 PATIENCE = 8  # evaluations without a better validation score; there are ten in a run
+NO_EVALUATION = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "push_to_hub": False,
+                 "logging_strategy": "no", "report_to": "none"}  # fmt: skip
 CLASSIFICATION = Task(
     task_type="SEQ_CLS",
     auto_class=AutoModelForSequenceClassification,
@@ -166,13 +168,9 @@ def predict(
             args=replace(
                 args.training,
                 output_dir=folder,
-                push_to_hub=False,
-                report_to="none",
-                eval_strategy="no",
-                save_strategy="no",
-                load_best_model_at_end=False,
                 disable_tqdm=disable_tqdm,
                 prediction_loss_only=task.compute_metrics is None,
+                **NO_EVALUATION,
             ),
             data_collator=task.make_data_collator(tokenizer),
             compute_metrics=task.compute_metrics,

@@ -11,7 +11,6 @@ from transformers.trainer_utils import PredictionOutput
 from peft_helpers.adapters import ADAPTER_CONFIG
 from peft_helpers.arguments import BBC_NEWS, TINY_GPT2, Arguments
 
-TEMPLATE = Path(__file__).with_name("model_card.md")
 _TERMS = {BBC_NEWS: ": BBC News, for research and non-commercial use (D. Greene and P. Cunningham, ICML 2006)"}
 _SCORES = {"accuracy": "accuracy", "f1": "F1 (macro)", "perplexity": "perplexity"}
 _METHOD = {"peft_type": "PEFT type", "r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout",
@@ -23,14 +22,7 @@ def save_model_card(
 ) -> None:
     """Write the model card, ``README.md``, in place of the empty template that ``save_pretrained`` leaves there.
 
-    It says what the adapter is, how it was made, what it scores, and how to load it without this package.
-
-    Args:
-        peft_model: the trained model, whose configuration names the labels.
-        args: the run that made it.
-        untuned: output of `predict` before fine-tuning.
-        tuned: the same after it, on the same examples.
-        folder: the adapter's, with its ``adapter_config.json``.
+    ``untuned`` and ``tuned`` are outputs of `predict` on the same examples, before and after fine-tuning.
     """
     config = json.loads(Path(folder, ADAPTER_CONFIG).read_text(encoding="utf-8"))
     is_classifier = config["task_type"] == "SEQ_CLS"
@@ -40,10 +32,10 @@ def save_model_card(
     base = args.model.model_name_or_path
     card = ModelCard.from_template(
         _describe_to_hub(args, config, {name: tuned.metrics[f"test_{name}"] for name in metrics}),
-        template_path=str(TEMPLATE),
+        template_path=str(Path(__file__).with_name("model_card.md")),
         base=display_name(base),
         base_path="peft_helpers/tiny_gpt2" if base == TINY_GPT2 else display_name(base),
-        base_is_local=is_local(base),
+        base_is_local=_is_local(base),
         dataset=display_name(args.data.dataset_name),
         terms=_TERMS.get(args.data.dataset_name, ""),
         folder=display_name(args.training.output_dir),
@@ -51,7 +43,7 @@ def save_model_card(
         labels=labels,
         trained=trained,
         total=total,
-        method={name: _as_text(config[field]) for field, name in _METHOD.items() if config.get(field) is not None},
+        method={name: config[field] for field, name in _METHOD.items() if config.get(field) is not None},
         examples=tuned.metrics["test_examples"],
         scores={title: [run.metrics[f"test_{name}"] for run in (untuned, tuned)] for name, title in metrics.items()},
         training=args.training,
@@ -71,8 +63,8 @@ def _describe_to_hub(args: Arguments, config: dict, scores: dict[str, float]) ->
         for name, value in scores.items()
     ]  # fmt: skip
     return ModelCardData(
-        base_model=None if is_local(base) else base,
-        datasets=None if is_local(dataset) else dataset,
+        base_model=None if _is_local(base) else base,
+        datasets=None if _is_local(dataset) else dataset,
         library_name="peft",
         tags=[config["peft_type"].lower()],
         pipeline_tag=task,
@@ -81,15 +73,10 @@ def _describe_to_hub(args: Arguments, config: dict, scores: dict[str, float]) ->
     )
 
 
-def _as_text(value: object) -> str:
-    return ", ".join(value) if isinstance(value, list) else str(value)
-
-
-def is_local(name: str) -> bool:
-    """Tell whether a model or dataset is a local one."""
+def _is_local(name: str) -> bool:
     return name == BBC_NEWS or Path(name).exists() or Path(name).is_absolute() or name.startswith(".")
 
 
 def display_name(name: str) -> str:
     """Return the name as given, of a local path the last part only: a card has no business with others' folders."""
-    return Path(name).absolute().name if is_local(name) else name
+    return Path(name).absolute().name if _is_local(name) else name

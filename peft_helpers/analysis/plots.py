@@ -6,7 +6,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from datasets import DatasetDict
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay
 from transformers import EvalPrediction, PreTrainedTokenizerBase
@@ -30,13 +29,12 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 def plot_class_balance(dataset: DatasetDict) -> Figure:
     """Draw the share of each label in each split."""
     names = dataset["train"].features["label"].names
-    counts = {name: np.bincount(split["label"][:], minlength=len(names)) for name, split in dataset.items()}
-    counts = pd.DataFrame(counts, index=names)
+    shares = pd.DataFrame({
+        f"{name} ({split.num_rows:,} examples)": np.bincount(split["label"][:], minlength=len(names)) / split.num_rows
+        for name, split in dataset.items()
+    }, index=names)  # fmt: skip
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
-    shares = 100 * counts / counts.sum()
-    shares.columns = [f"{split} ({examples:,} examples)" for split, examples in counts.sum().items()]
-    rotation = 0 if len(counts) <= 8 else 60
-    shares.plot.bar(ax=axes, color=[DARK, MEDIUM, LIGHT], width=0.8, rot=rotation, **EDGE)
+    (100 * shares).plot.bar(ax=axes, color=[DARK, MEDIUM, LIGHT], width=0.8, rot=0 if len(names) <= 8 else 60, **EDGE)
     axes.set(ylabel="share of the split, %", title="Class balance")
     axes.legend(**BELOW)
     return figure
@@ -66,14 +64,11 @@ def plot_training(log_history: list[dict]) -> Figure:
     left.legend()
     right.plot("epoch", "eval_accuracy", data=evaluated, color=LIGHT, marker="o", label="accuracy")
     right.plot("epoch", "eval_f1", data=evaluated, color=DARK, marker="s", label="F1 (macro)")
-    _mark_kept(right, evaluated.loc[evaluated["eval_f1"].idxmax()], "eval_f1")
+    best = evaluated.loc[evaluated["eval_f1"].idxmax()]
+    right.plot(best["epoch"], best["eval_f1"], color=LINE, marker="*", markersize=16, linestyle="", label="kept")
     right.set(xlabel="epoch", ylabel="score on the validation examples", title="Validation")
+    right.legend()
     return figure
-
-
-def _mark_kept(axes: Axes, best: pd.Series, metric: str) -> None:
-    axes.plot(best["epoch"], best[metric], color=LINE, marker="*", markersize=16, linestyle="", label="kept")
-    axes.legend()
 
 
 def plot_confusions(untuned: EvalPrediction, tuned: EvalPrediction, label_names: list[str]) -> Figure:
@@ -102,11 +97,11 @@ def plot_before_after(untuned: EvalPrediction, tuned: EvalPrediction, majority: 
     levels = scores.pop(MAJORITY)
     figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
     scores.plot.bar(ax=axes, color=[LIGHT, DARK], width=0.8, rot=0, **EDGE)
-    white = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-    for bars in axes.containers:
-        axes.bar_label(bars, fmt="%.3f", fontsize="small", padding=3, bbox=white, zorder=3)
     places = np.arange(len(levels))
     axes.hlines(levels, places - 0.45, places + 0.45, color=LINE, linestyle="--", label=MAJORITY)
+    for bars in axes.containers:
+        axes.bar_label(bars, fmt="%.3f", fontsize="small", padding=3, zorder=3,
+                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})  # fmt: skip
     axes.set(ylim=(0, 1.12), ylabel="score", title=f"Before and after, on {len(tuned.label_ids):,} test examples")
     axes.legend(**BELOW)
     return figure
@@ -115,8 +110,7 @@ def plot_before_after(untuned: EvalPrediction, tuned: EvalPrediction, majority: 
 def plot_methods(summary: pd.DataFrame, examples: int) -> Figure:
     """Draw the quality of each method of `summarize_methods` against its trainable parameters and its training time.
 
-    The bars are the 95 % intervals over that many test examples; the lines are the baselines and full fine-tuning. A
-    line far below every method stands in the legend only, so that the methods can be told apart.
+    A baseline far below every method stands in the legend only, so that the methods can be told apart.
     """
     figure, axes = plt.subplots(1, 2, figsize=(11, 5), layout="constrained", sharey=True)
     methods = summary.drop(index=[MAJORITY, CLASSICAL], errors="ignore")
@@ -124,23 +118,20 @@ def plot_methods(summary: pd.DataFrame, examples: int) -> Figure:
     for axis, places in zip(axes, (methods["trainable_parameters"] * beside, methods["train_seconds"]), strict=True):
         for number, (name, row) in enumerate(methods.iterrows()):
             errors = [[row["f1"] - row["f1_low"]], [row["f1_high"] - row["f1"]]]
-            shape, shade = MARKERS[number % len(MARKERS)], (DARK, LIGHT, "white")[number % 3]
-            axis.errorbar(places[name], row["f1"], yerr=errors, fmt=shape, color=DARK, mfc=shade,
-                          markersize=9, elinewidth=1, capsize=3, label=name)  # fmt: skip
-    _draw_baselines(axes, summary, (methods if len(methods) else summary)["f1_low"].min())
+            axis.errorbar(places[name], row["f1"], yerr=errors, fmt=MARKERS[number % len(MARKERS)], color=DARK,
+                          mfc=(DARK, LIGHT, "white")[number % 3], markersize=9, capsize=3, label=name)  # fmt: skip
+    _draw_baselines(axes, summary)
+    lowest, highest = (methods if len(methods) else summary)["f1_low"].min(), summary["f1_high"].max()
     axes[0].set(xscale="log", xlabel="trainable parameters", ylabel=f"F1 (macro) on {examples:,} test examples")
-    axes[1].set(xlabel="training time, seconds", xlim=(0, None))
+    axes[1].set(xlabel="training time, seconds", xlim=(0, None), ylim=(lowest - 0.1, highest + 0.01))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
     figure.suptitle("What each method reaches, and what it costs (bars: 95 % intervals)")
     return figure
 
 
-def _draw_baselines(axes: np.ndarray, summary: pd.DataFrame, lowest: float) -> None:
-    shown = summary[summary["f1"] > lowest - 0.2]
+def _draw_baselines(axes: np.ndarray, summary: pd.DataFrame) -> None:
     for name, style in {CLASSICAL: "--", MAJORITY: ":", "full": "-."}.items():
         if name in summary.index:
             score = summary.loc[name, "f1"]
-            label = f"{name}: {score:.3f}{'' if name in shown.index else ' (below)'}"
             for axis in axes:
-                axis.axhline(score, color=LINE, linestyle=style, linewidth=1, label=label)
-    axes[0].set_ylim(min(shown["f1"].min(), lowest) - 0.02, summary["f1_high"].max() + 0.01)
+                axis.axhline(score, color=LINE, linestyle=style, linewidth=1, label=f"{name}: {score:.3f}")

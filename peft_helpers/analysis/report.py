@@ -5,13 +5,11 @@ import platform
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict
-from sklearn.dummy import DummyClassifier
 from transformers import EvalPrediction
 
 from peft_helpers.adapters import adapter_size
@@ -20,22 +18,15 @@ from peft_helpers.analysis.significance import accuracy_interval, check_same_exa
 from peft_helpers.distributed import best_device
 from peft_helpers.interruptions import FIGURES, RESULTS_FILE
 from peft_helpers.metrics import METRIC_NAMES, compute_metrics, predicted_labels, report_per_class
-
-if TYPE_CHECKING:  # `pipeline` may import this module
-    from peft_helpers.pipeline import RunResult
+from peft_helpers.pipeline import RunResult
 
 
 def majority_class(dataset: DatasetDict) -> EvalPrediction:
-    """Return the output, on the test examples, of always predicting the most frequent training label.
-
-    Where train is streamed, it is the most frequent label of the validation examples.
-    """
-    known = dataset["train"] if isinstance(dataset["train"], Dataset) else dataset["validation"]
-    references = np.asarray(dataset["test"]["label"][:])
-    classifier = DummyClassifier(strategy="most_frequent").fit(np.zeros(known.num_rows), known["label"][:])
-    predicted = classifier.predict(np.zeros(len(references)))
-    one_hot = np.eye(dataset["test"].features["label"].num_classes)[predicted]
-    return EvalPrediction(predictions=one_hot, label_ids=references)
+    """Return the output, on the test examples, of always predicting the most frequent training label."""
+    known = dataset["train"] if isinstance(dataset["train"], Dataset) else dataset["validation"]  # or a stream
+    references, labels = np.asarray(dataset["test"]["label"][:]), dataset["test"].features["label"].num_classes
+    most_frequent = np.bincount(known["label"][:]).argmax()
+    return EvalPrediction(predictions=np.eye(labels)[[most_frequent] * len(references)], label_ids=references)
 
 
 def score(output: EvalPrediction) -> dict[str, float | list[float]]:
@@ -48,30 +39,21 @@ def score(output: EvalPrediction) -> dict[str, float | list[float]]:
 
 
 def compare(untuned: EvalPrediction, tuned: EvalPrediction) -> dict[str, dict]:
-    """Return `score` of two outputs of `predict`, and their ``difference``: paired, with McNemar's p-value.
-
-    Raises:
-        ValueError: the outputs are not of the same examples in the same order.
-    """
+    """Return `score` of two outputs of `predict` on the same examples, and their ``difference``: `compare_paired`."""
     check_same_examples(untuned.label_ids, tuned.label_ids)
-    paired = compare_paired(predicted_labels(untuned), predicted_labels(tuned), tuned.label_ids)
     before, after = score(untuned), score(tuned)
     difference = {metric: after[metric] - before[metric] for metric in METRIC_NAMES}
-    for metric in ("accuracy", "f1"):
-        difference[f"{metric}_interval"] = [paired[f"{METRIC_NAMES[metric]}, {bound}"] for bound in ("low", "high")]
-    return {"untuned": before, "tuned": after, "difference": difference | {"mcnemar_p_value": paired["p"]}}
+    difference |= compare_paired(predicted_labels(untuned), predicted_labels(tuned), tuned.label_ids)
+    return {"untuned": before, "tuned": after, "difference": difference}
 
 
 def format_comparison(
     untuned: EvalPrediction, tuned: EvalPrediction, trainable_parameters: int, megabytes: float
 ) -> pd.DataFrame:
-    """Return `compare` as a table of text, with 95 % intervals in brackets, and what the tuned model costs.
-
-    The costs are trainable parameters and MB (10^6 bytes) of adapter. The last row is the p-value of McNemar's test.
-    """
+    """Return `compare` as a table of text, with 95 % intervals in brackets, and the costs of the tuned model."""
     compared = compare(untuned, tuned)
-    table = pd.DataFrame({"untuned": _format_scores(compared["untuned"]), "tuned": _format_scores(compared["tuned"]),
-                          "difference": _format_scores(compared["difference"], sign="+")})  # fmt: skip
+    signs = {"untuned": "", "tuned": "", "difference": "+"}
+    table = pd.DataFrame({name: _format_scores(compared[name], sign) for name, sign in signs.items()})
     table.loc["trainable parameters"] = ["0", f"{trainable_parameters:,}", f"+{trainable_parameters:,}"]
     table.loc["adapter, MB"] = ["0", f"{megabytes:.2f}", f"+{megabytes:.2f}"]
     table.loc["McNemar's exact test"] = ["", "", format_p_value(compared["difference"]["mcnemar_p_value"])]
@@ -79,15 +61,15 @@ def format_comparison(
 
 
 def _format_scores(scores: dict, sign: str = "") -> dict[str, str]:
-    text = {name: f"{scores[metric]:{sign}z.3f}" for metric, name in METRIC_NAMES.items()}
-    for metric in ("accuracy", "f1"):
-        text[METRIC_NAMES[metric]] += format_interval(*scores[f"{metric}_interval"], sign)
-    return text
+    return {
+        title: format_score(scores[name], scores.get(f"{name}_interval"), sign) for name, title in METRIC_NAMES.items()
+    }
 
 
-def format_interval(low: float, high: float, sign: str = "") -> str:
-    """Return an interval as text that follows its number; ``sign="+"`` writes the sign of positive bounds too."""
-    return f" [{low:{sign}z.3f}, {high:{sign}z.3f}]"
+def format_score(value: float, interval: list[float] | None = None, sign: str = "") -> str:
+    """Return a number as text with its interval in brackets; ``sign="+"`` also writes the sign of positive ones."""
+    bounds = f" [{interval[0]:{sign}z.3f}, {interval[1]:{sign}z.3f}]" if interval else ""
+    return f"{value:{sign}z.3f}{bounds}"
 
 
 def format_p_value(p: float) -> str:
@@ -97,14 +79,13 @@ def format_p_value(p: float) -> str:
 
 def compare_per_class(untuned: EvalPrediction, tuned: EvalPrediction, label_names: list[str]) -> pd.DataFrame:
     """Return `report_per_class` of both models, side by side."""
-    reports = {"untuned": report_per_class(untuned, label_names), "tuned": report_per_class(tuned, label_names)}
-    return pd.concat(reports, axis=1)
+    reports = [report_per_class(output, label_names) for output in (untuned, tuned)]
+    return pd.concat(reports, axis=1, keys=["untuned", "tuned"])
 
 
 def describe_evaluation(output: EvalPrediction) -> str:
     """Return a line for each metric of one model, with 95 % intervals."""
-    lines = [f"{name:<18} {text}" for name, text in _format_scores(score(output)).items()]
-    return "\n".join([f"{len(output.label_ids):,} examples", *lines])
+    return f"{len(output.label_ids):,} examples\n{pd.Series(_format_scores(score(output))).to_string()}"
 
 
 def describe_environment() -> pd.Series:
@@ -118,40 +99,29 @@ def describe_environment() -> pd.Series:
     return pd.Series(rows | {"device": f"{best_device()} ({name})"}, name="version")
 
 
-def summarize_run(result: "RunResult", majority: EvalPrediction) -> dict:
-    """Return what `save_results` writes to ``results.json``: `compare`, costs, options, versions and seconds."""
-    return {
+def save_results(result: RunResult, majority: EvalPrediction) -> None:
+    """Write ``results.json`` and the figures into the adapter's folder; ``majority`` is that of `majority_class`."""
+    folder = Path(result.args.training.output_dir)
+    summary = {
         "metrics": compare(result.untuned, result.tuned),
         "majority_class_accuracy": compute_metrics(majority)["accuracy"],
         "test_examples": len(result.tuned.label_ids),
         "label_names": result.label_names,
         "trainable_parameters": result.trainable_parameters,
         "parameters": result.parameters,
-        "adapter_megabytes": adapter_size(result.args.training.output_dir),
+        "adapter_megabytes": adapter_size(folder),
         "config": result.args.describe(),
         "environment": describe_environment().to_dict(),
         "seconds": result.seconds,
     }
+    (folder / RESULTS_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    before_after, training, confusions = (folder / name for name in FIGURES)
+    save_figure(plot_before_after(result.untuned, result.tuned, majority), before_after)
+    save_figure(plot_training(result.log_history), training)
+    save_figure(plot_confusions(result.untuned, result.tuned, result.label_names), confusions)
 
 
-def save_results(result: "RunResult", majority: EvalPrediction) -> None:
-    """Write ``results.json`` and the figures into the adapter's folder, ``output_dir``.
-
-    ``majority`` is the output of `majority_class` on the test examples.
-    """
-    folder = Path(result.args.training.output_dir)
-    summary = json.dumps(summarize_run(result, majority), indent=2)
-    (folder / RESULTS_FILE).write_text(summary + "\n", encoding="utf-8")
-    figures = (
-        plot_before_after(result.untuned, result.tuned, majority),
-        plot_training(result.log_history),
-        plot_confusions(result.untuned, result.tuned, result.label_names),
-    )
-    for name, figure in zip(FIGURES, figures, strict=True):
-        save_figure(figure, folder / name)
-
-
-def describe_run(result: "RunResult") -> str:
+def describe_run(result: RunResult) -> str:
     """Return the table before and after, where everything is, and what can be done next."""
     folder = result.args.training.output_dir
     share = result.trainable_parameters / result.parameters

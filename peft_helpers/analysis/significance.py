@@ -3,44 +3,33 @@
 from collections.abc import Callable
 
 import numpy as np
-import pandas as pd
 from scipy.stats import binomtest, bootstrap
 
 CONFIDENCE = 0.95
-RESAMPLES = 2000  # the 50 most extreme on each side then bound a 95 % interval
-BATCH = 100_000  # examples that are drawn at a time
 
 
 def accuracy_interval(predictions: np.ndarray, references: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % interval of the accuracy (Wilson 1927, without continuity correction).
-
-    ``predictions`` and ``references`` are label numbers, shape (examples,). Unlike the usual normal approximation, the
-    interval is also right near 0 and 1 and with few examples (Newcombe 1998, method 3).
-    """
-    hits = np.equal(predictions, references)
-    interval = binomtest(int(hits.sum()), len(hits)).proportion_ci(CONFIDENCE, method="wilson")
-    return float(interval.low), float(interval.high)
+    """Return Wilson's 95 % interval of the accuracy, also right near 0 and 1; both are label numbers."""
+    hits = int(np.sum(predictions == references))
+    return tuple(binomtest(hits, len(references)).proportion_ci(CONFIDENCE, method="wilson"))
 
 
 def f1_interval(predictions: np.ndarray, references: np.ndarray) -> tuple[float, float]:
     """Return the 95 % interval of the macro F1, by a bootstrap over the examples; too narrow when errors are rare.
 
-    ``predictions`` are label numbers, shape (examples,), or (models, examples) for the mean of several models, such as
-    one method with several seeds; ``references`` has the shape (examples,).
+    ``predictions`` are label numbers, shape (examples,), or (models, examples) for the mean F1 of several models.
     """
 
     def mean_f1(references: np.ndarray, *models: np.ndarray, axis: int) -> np.ndarray:
         return np.mean([macro_f1(predictions, references) for predictions in models], axis=0)
 
-    low, high = _bootstrap(mean_f1, references, *np.atleast_2d(predictions))
-    return float(low), float(high)
+    return tuple(map(float, _bootstrap(mean_f1, references, *np.atleast_2d(predictions))))
 
 
 def macro_f1(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """Return the macro F1 of each resample, shape (resamples,), over the labels that occur in its references.
+    """Return the F1 of `compute_metrics` for thousands of resamples in less than a second, shape (resamples,).
 
-    Both are label numbers, shape (resamples, examples). This is the F1 of `compute_metrics`, for thousands of
-    resamples in less than a second.
+    Both are label numbers, shape (resamples, examples). The mean is over the labels that occur in the references.
     """
     number = 1 + max(predictions.max(), references.max())
     first = number * np.arange(len(references))[:, None]  # each resample counts in bins of its own
@@ -56,41 +45,31 @@ def macro_f1(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
 def mcnemar_p_value(left_correct: np.ndarray, right_correct: np.ndarray) -> float:
     """Return the p-value of McNemar's exact test, two-sided, from which examples each of two models got right.
 
-    Both are boolean, shape (examples,). Only examples on which the models differ tell them apart; equally good models
-    would win half of those each, which is a binomial test (McNemar 1947; exact form in Agresti 2013, 11.1).
+    Equally good models would each win half of the examples on which they differ, which is a binomial test.
     """
-    left_only = int(np.sum(left_correct & ~right_correct))
-    discordant = int(np.sum(left_correct != right_correct))
-    return float(binomtest(left_only, discordant).pvalue) if discordant else 1.0
+    left_only, right_only = int(np.sum(left_correct & ~right_correct)), int(np.sum(right_correct & ~left_correct))
+    return float(binomtest(left_only, left_only + right_only).pvalue) if left_only + right_only else 1.0
 
 
-def compare_paired(left: np.ndarray, right: np.ndarray, references: np.ndarray) -> pd.Series:
-    """Return how much better ``right`` is than ``left`` in accuracy and macro F1, with 95 % intervals, and McNemar's p.
+def compare_paired(left: np.ndarray, right: np.ndarray, references: np.ndarray) -> dict[str, float | list[float]]:
+    """Return how much better ``right`` is than ``left``: accuracy, macro F1, their 95 % intervals, and McNemar's p.
 
-    ``left`` and ``right`` are the label numbers that two models predict for the same examples, ``references`` the true
-    ones, all of shape (examples,). Each resample of the bootstrap takes the same examples of both. The names are
-    ``accuracy``, ``accuracy, low``, ``accuracy, high``, the same of ``F1 (macro)``, and ``p``.
+    All are label numbers, shape (examples,). Each resample of the bootstrap takes the same examples of both models.
     """
 
     def difference(references: np.ndarray, left: np.ndarray, right: np.ndarray, axis: int = -1) -> np.ndarray:
         accuracy = (right == references).mean(axis) - (left == references).mean(axis)
         return np.stack([accuracy, macro_f1(right, references) - macro_f1(left, references)])
 
-    low, high = _bootstrap(difference, references, left, right)
-    observed = difference(references[None], left[None], right[None])[:, 0]
-    result = {}
-    for number, name in enumerate(("accuracy", "F1 (macro)")):
-        result |= {name: observed[number], f"{name}, low": low[number], f"{name}, high": high[number]}
-    result["p"] = mcnemar_p_value(left == references, right == references)
-    return pd.Series(result, name="paired comparison")
+    accuracy, f1 = difference(references[None], left[None], right[None])[:, 0].tolist()
+    of_accuracy, of_f1 = np.transpose(_bootstrap(difference, references, left, right)).tolist()
+    p_value = mcnemar_p_value(left == references, right == references)
+    scores = {"accuracy": accuracy, "f1": f1, "accuracy_interval": of_accuracy, "f1_interval": of_f1}
+    return scores | {"mcnemar_p_value": p_value}
 
 
 def check_same_examples(left: np.ndarray, right: np.ndarray) -> None:
-    """Check, by their true labels, shape (examples,), that two outputs or splits are of the same examples.
-
-    Raises:
-        ValueError: they are not the same, or not in the same order.
-    """
+    """Raise a ValueError if the true labels of two outputs or splits, shape (examples,), are not the same."""
     if not np.array_equal(left, right):
         raise ValueError("These are not the same examples in the same order; call predict on the split that you pass.")
 
@@ -100,6 +79,6 @@ def _bootstrap(statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> tu
     # single example: two copies of it resample to the same.
     samples = [np.resize(sample, max(2, len(sample))) for sample in samples]
     return bootstrap(
-        samples, statistic, paired=True, vectorized=True, n_resamples=RESAMPLES, confidence_level=CONFIDENCE,
-        batch=max(1, BATCH // len(samples[0])), method="percentile", rng=0,
+        samples, statistic, paired=True, vectorized=True, n_resamples=2000, confidence_level=CONFIDENCE,
+        batch=max(1, 100_000 // len(samples[0])), method="percentile", rng=0,
     ).confidence_interval  # fmt: skip

@@ -16,28 +16,25 @@ from peft_helpers.metrics import compute_metrics, predicted_labels
 
 
 def run_baselines(dataset: DatasetDict, seed: int) -> list[dict]:
-    """Return the results of the majority class and of `classify_with_tfidf`, as `run_methods` does for methods.
-
-    The second has an ``error`` where it cannot learn: from texts without a word, or one example per label.
-    """
-    results = [_describe(MAJORITY, majority_class(dataset), seed, 0, 0.0)]
+    """Return the results of the majority class and of `classify_with_tfidf`, as `run_methods` does for methods."""
+    majority = {"method": MAJORITY, "seed": seed, "error": None, "trainable_parameters": 0, "train_seconds": 0.0,
+                "reload_verified": ""} | score_predictions(majority_class(dataset))  # fmt: skip
     start = time.perf_counter()
     try:
         output, weights = classify_with_tfidf(dataset, seed)
-    except ValueError as error:
+    except ValueError as error:  # texts without a word, or one example per label
         print(f"{CLASSICAL}: failed, {error}")
-        return [*results, {"method": CLASSICAL, "seed": seed, "error": f"{type(error).__name__}: {error}"}]
-    return [*results, _describe(CLASSICAL, output, seed, weights, time.perf_counter() - start)]
+        return [majority, {"method": CLASSICAL, "seed": seed, "error": f"{type(error).__name__}: {error}"}]
+    costs = {"trainable_parameters": weights, "train_seconds": time.perf_counter() - start}
+    return [majority, majority | {"method": CLASSICAL} | costs | score_predictions(output)]
 
 
 def classify_with_tfidf(dataset: DatasetDict, seed: int) -> tuple[EvalPrediction, int]:
     """Return the output of TF-IDF and logistic regression on the test examples, and its number of weights.
 
-    It reads whole texts, where the language model reads ``max_length`` tokens. The strength of its regularization is
-    chosen by stratified cross-validation on the training examples; validation and test examples choose nothing.
+    Cross-validation on the training examples chooses the strength of its regularization.
     """
-    train, test = dataset["train"], dataset["test"]
-    labels = np.asarray(train["label"][:])
+    train, test, labels = dataset["train"], dataset["test"], np.asarray(dataset["train"]["label"][:])
     folds = int(np.clip(np.unique(labels, return_counts=True)[1].min(), 2, 5))
     search = GridSearchCV(
         make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(max_iter=1000)),
@@ -47,16 +44,10 @@ def classify_with_tfidf(dataset: DatasetDict, seed: int) -> tuple[EvalPrediction
     ).fit(train["text"][:], labels)
     probabilities = np.zeros((test.num_rows, train.features["label"].num_classes))
     probabilities[:, search.classes_] = search.predict_proba(test["text"][:])
-    classifier = search.best_estimator_[-1]
-    weights = classifier.coef_.size + classifier.intercept_.size
-    return EvalPrediction(predictions=probabilities, label_ids=np.asarray(test["label"][:])), weights
+    classifier, references = search.best_estimator_[-1], np.asarray(test["label"][:])
+    return EvalPrediction(probabilities, references), classifier.coef_.size + classifier.intercept_.size
 
 
 def score_predictions(output: EvalPrediction) -> dict[str, float | list[int]]:
     """Return what every result has: `compute_metrics`, and ``predictions``, label numbers, shape (examples,)."""
     return compute_metrics(output) | {"predictions": predicted_labels(output).tolist()}
-
-
-def _describe(name: str, output: EvalPrediction, seed: int, weights: int, seconds: float) -> dict:
-    costs = {"trainable_parameters": weights, "train_seconds": seconds, "reload_verified": ""}
-    return {"method": name, "seed": seed, "error": None} | costs | score_predictions(output)

@@ -20,28 +20,22 @@ REPEATED = ("lora-r8", "dora", "ia3")  # methods that run with `comparison_seeds
 class Method:
     """One way of fine-tuning.
 
-    ``learning_rate_factor`` times ``learning_rate``, which is LoRA's, is the learning rate that suits the method, for
-    the reason in ``reason``. ``make_config`` is None for full fine-tuning, in which PEFT has no part.
+    ``learning_rate_factor`` times ``learning_rate``, which is LoRA's, is the learning rate that suits the method.
+    ``make_config`` is None for full fine-tuning, in which PEFT has no part.
     """
 
-    name: str
     learning_rate_factor: float
-    reason: str
-    make_config: Callable[[Arguments, PreTrainedModel], PeftConfig] | None = None
+    make_config: Callable[[Arguments, PreTrainedModel], PeftConfig] | None
     quantized: bool = False
 
 
 def find_method(name: str) -> Method:
-    """Return the method of that name.
-
-    Raises:
-        ValueError: there is no such method, or it is refused; the message says why, and what to use instead.
-    """
-    if name in REFUSED:
-        reason, nearest = REFUSED[name]
-        raise ValueError(f"{name} is refused: {reason}. The nearest method that works is {nearest}.")
+    """Return the method of that name; the ValueError for a refused one says why, and what to use instead."""
+    for reason, nearest in REFUSED.items():
+        if name in nearest:
+            raise ValueError(f"{name} is refused: {reason}. The nearest method that works is {nearest[name]}.")
     if name not in METHODS:
-        raise ValueError(f"Unknown method {name!r}; the known ones are {', '.join(METHODS)}.")
+        raise ValueError(f"Unknown method {name!r}; the known ones are {', '.join(METHODS)}, or all or none alone.")
     return METHODS[name]
 
 
@@ -52,23 +46,17 @@ def plan_comparison(args: Arguments) -> list[tuple[str, int]]:
         ValueError: a method is not known, or refused, or ``comparison_file`` cannot be used; see `read_results`.
     """
     names = list(dict.fromkeys(args.comparison.comparison_methods))
-    if not names or (len(names) > 1 and {"all", "none"}.intersection(names)):
-        raise ValueError(f"comparison_methods is {names}; expected names of methods, or all or none alone.")
-    methods = {"all": list(METHODS), "none": []}.get(names[0], names)
-    for name in methods:
+    names = list(METHODS) if names == ["all"] else [] if names == ["none"] else names
+    for name in names:
         find_method(name)
-    if methods:
+    if names:
         read_results(args.comparison.comparison_file)
     seeds = range(args.training.seed, args.training.seed + args.comparison.comparison_seeds)
-    return [(name, seed) for name in methods for seed in (seeds if name in REPEATED else seeds[:1])]
+    return [(name, seed) for name in names for seed in (seeds if name in REPEATED else seeds[:1])]
 
 
 def adapt_model(model: PreTrainedModel, method: Method, args: Arguments) -> PreTrainedModel | PeftModel:
-    """Return ``model`` with only those parameters trainable that ``method`` trains.
-
-    Unless a method is about certain layers, PEFT chooses them for the architecture: for LoRA in GPT-2 ``c_attn``, and
-    every linear layer where PEFT has no choice for the architecture.
-    """
+    """Return ``model`` with only those parameters trainable that ``method`` trains."""
     return model if method.make_config is None else peft.get_peft_model(model, method.make_config(args, model))
 
 
@@ -81,107 +69,76 @@ class AllocateRanks(TrainerCallback):
             model.base_model.update_and_allocate(state.global_step + 1)
 
 
-def learning_rate(method: Method, args: Arguments) -> float:
-    """Return the learning rate of ``method`` when ``args.training.learning_rate`` is LoRA's."""
-    tiny = TINY_GPT2_FACTORS if args.model.model_name_or_path == TINY_GPT2 else {}
-    return tiny.get(method.name, method.learning_rate_factor) * args.training.learning_rate
+def learning_rate(name: str, args: Arguments) -> float:
+    """Return the learning rate of a method when ``args.training.learning_rate`` is LoRA's."""
+    factor = METHODS[name].learning_rate_factor
+    if name == "full" and args.model.model_name_or_path == TINY_GPT2:
+        factor = 0.5  # it has little to unlearn: the best of 0.1, 0.25, 0.5 and 1
+    return factor * args.training.learning_rate
 
 
 def _lora(args: Arguments, model: PreTrainedModel, **options) -> peft.LoraConfig:
+    # PEFT chooses the layers for the architecture, in GPT-2 c_attn.
     is_known = model.config.model_type in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     arguments = lora_arguments(args.lora, model) | {"target_modules": None if is_known else "all-linear"} | options
     # Every rank scales its update alike.
     return peft.LoraConfig(**arguments | {"lora_alpha": args.lora.lora_alpha * arguments["r"] / args.lora.lora_r})
 
 
-_head_only = partial(_lora, target_modules=DUMMY_TARGET_MODULES)  # PEFT's name for no layer at all
-_lora_all_linear = partial(_lora, target_modules="all-linear")
-_rank_stabilized = partial(_lora, r=16, use_rslora=True)
-
-
 def _classifier(model: PreTrainedModel) -> dict:
-    """Return what the other configurations say of the head: as in `lora_arguments`, all of it is trained and saved."""
-    return {"task_type": "SEQ_CLS", "modules_to_save": head_modules(model)}
-
-
-def _ia3(args: Arguments, model: PreTrainedModel) -> peft.IA3Config:
-    return peft.IA3Config(**_classifier(model), fan_in_fan_out=uses_conv1d(model))
+    """Return what the other configurations say of the head and of Conv1D, as in `lora_arguments`."""
+    return {"task_type": "SEQ_CLS", "modules_to_save": head_modules(model), "fan_in_fan_out": uses_conv1d(model)}
 
 
 def _adalora(args: Arguments, model: PreTrainedModel) -> peft.AdaLoraConfig:
-    steps = args.comparison.comparison_steps
+    steps, rank = args.comparison.comparison_steps, args.lora.lora_r
     return peft.AdaLoraConfig(
         **_classifier(model),
-        init_r=args.lora.lora_r * 3 // 2,  # Zhang et al. 2023, section 4: starts at 1.5 times its final rank
-        target_r=args.lora.lora_r,
+        init_r=rank * 3 // 2,  # Zhang et al. 2023, section 4: starts at 1.5 times its final rank
+        target_r=rank,
         total_step=steps,
         tinit=steps // 10,
         tfinal=steps // 3,
         lora_alpha=args.lora.lora_alpha,
         lora_dropout=args.lora.lora_dropout,
-        fan_in_fan_out=uses_conv1d(model),
     )
-
-
-def _vera(args: Arguments, model: PreTrainedModel) -> peft.VeraConfig:
-    return peft.VeraConfig(**_classifier(model), vera_dropout=args.lora.lora_dropout, fan_in_fan_out=uses_conv1d(model))
 
 
 def _layer_norms(args: Arguments, model: PreTrainedModel) -> peft.LNTuningConfig:
     names = {name.split(".")[-1] for name, module in model.named_modules() if "Norm" in type(module).__name__}
-    return peft.LNTuningConfig(**_classifier(model), target_modules=sorted(names))
+    head = head_modules(model)
+    return peft.LNTuningConfig(task_type="SEQ_CLS", modules_to_save=head, target_modules=sorted(names))
 
 
-def _prefix_tuning(args: Arguments, model: PreTrainedModel) -> peft.PrefixTuningConfig:
-    return peft.PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=16)
-
-
-_LORA = "the one that learning_rate is meant for"
-# Reasons without a source were found on BBC News' validation examples with the tiny GPT-2, one seed, two or three
-# factors.
+# Factors without a source: the best of two or three on BBC News' validation examples, with the tiny GPT-2, one seed.
 METHODS = {
-    method.name: method
-    for method in (
-        Method("head-only", 3, "few weights, none of them pre-trained", _head_only),
-        Method("ln-tuning", 2, "2 was best of 2, 5 and 10", _layer_norms),
-        Method("vera", 20, "only scales are learned: 10 times LoRA's and more (Kopiczko et al. 2024)", _vera),
-        Method("ia3", 10, "only scales are learned: 3e-3 (Liu et al. 2022), where LoRA takes 2e-4 to 5e-4", _ia3),
-        Method("prefix-tuning", 3, "random vectors; 3 was better than 10", _prefix_tuning),
-        Method("lora-r4", 1, _LORA, partial(_lora, r=4)),
-        Method("lora-r8", 1, _LORA, partial(_lora, r=8)),
-        Method("lora-r16", 1, _LORA, partial(_lora, r=16)),
-        Method("lora-all-linear", 1, _LORA, _lora_all_linear),
-        Method("qlora", 1, _LORA, _lora_all_linear, quantized=True),
-        Method("dora", 1, "as for LoRA (Liu et al. 2024 take about the same)", partial(_lora, use_dora=True)),
-        Method("pissa", 1, "1 was better than 0.3", partial(_lora, init_lora_weights="pissa")),
-        Method("rslora", 0.7, "its update is scaled up; 0.7 was better than 0.3", _rank_stabilized),
-        Method("adalora", 3, "a diagonal from zero; 3 was best of 1, 3 and 10", _adalora),
-        Method("full", 0.1, "LoRA's best is about 10 times higher (Schulman et al. 2025)"),
-    )
+    "head-only": Method(3, partial(_lora, target_modules=DUMMY_TARGET_MODULES)),  # PEFT's name for no layer at all
+    "ln-tuning": Method(2, _layer_norms),
+    # Only scales are learned: 10 times LoRA's and more (Kopiczko et al. 2024); 3e-3 (Liu et al. 2022).
+    "vera": Method(20, lambda args, model: peft.VeraConfig(**_classifier(model), vera_dropout=args.lora.lora_dropout)),
+    "ia3": Method(10, lambda args, model: peft.IA3Config(**_classifier(model))),
+    "prefix-tuning": Method(3, lambda args, model: peft.PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=16)),
+    "lora-r4": Method(1, partial(_lora, r=4)),
+    "lora-r8": Method(1, partial(_lora, r=8)),
+    "lora-r16": Method(1, partial(_lora, r=16)),
+    "lora-all-linear": Method(1, partial(_lora, target_modules="all-linear")),
+    "qlora": Method(1, partial(_lora, target_modules="all-linear"), quantized=True),
+    "dora": Method(1, partial(_lora, use_dora=True)),  # Liu et al. 2024 take about LoRA's
+    "pissa": Method(1, partial(_lora, init_lora_weights="pissa")),
+    "rslora": Method(0.7, partial(_lora, r=16, use_rslora=True)),
+    "adalora": Method(3, _adalora),
+    "full": Method(0.1, None),  # LoRA's best is about 10 times higher (Schulman et al. 2025)
 }
-# The tiny model has little to unlearn: its best was 0.5, of 0.1, 0.25, 0.5 and 1.
-TINY_GPT2_FACTORS = {"full": 0.5}
-
-_PADDING = (
-    "its virtual tokens are joined to embeddings, so GPT-2 gets no token ids, takes the last position for the end of "
-    "the text, and classifies every example that is shorter than its batch by padding, without an error"
-)
-_HEAD_UNTRAINED = "peft neither trains nor saves the classification head with it, so the head stays random"
-_LINEAR_ONLY = "it knows torch.nn.Linear only, and GPT-2's layers are Conv1D: peft raises an error"
-# Method: (why it is refused, the nearest that works). On peft 0.21.2; tests/comparison/test_methods.py shows each, and
-# so tells when one is fixed.
+# Why methods are refused, on peft 0.21.2, and the nearest that work; the tests show each, and when one is fixed.
 REFUSED = {
-    "prompt-tuning": (_PADDING, "prefix-tuning"),
-    "p-tuning": (_PADDING, "prefix-tuning"),
-    "osf": ("with a classifier it trains the head only", "head-only"),
-    "adaption-prompt": (_HEAD_UNTRAINED, "prefix-tuning"),
-    "trainable-tokens": (_HEAD_UNTRAINED, "head-only"),
-    "olora": ("its initialization takes Conv1D's weights untransposed: the forward pass fails", "pissa"),
-    "kasa": (_LINEAR_ONLY, "adalora"),
-    "boft": (_LINEAR_ONLY, "dora"),
-    "oft": (_LINEAR_ONLY, "dora"),
-    "hra": (_LINEAR_ONLY, "dora"),
-    "loha": (_LINEAR_ONLY, "lora-r8"),
-    "lokr": (_LINEAR_ONLY, "lora-r8"),
-    "miss": (_LINEAR_ONLY, "lora-r8"),
-}
+    "its virtual tokens are joined to embeddings, so GPT-2 gets no token ids and classifies every example that is "
+    "shorter than its batch by padding, without an error": {
+        "prompt-tuning": "prefix-tuning", "p-tuning": "prefix-tuning"},
+    "with a classifier it trains the head only": {"osf": "head-only"},
+    "peft neither trains nor saves the classification head with it, so the head stays random": {
+        "adaption-prompt": "prefix-tuning", "trainable-tokens": "head-only"},
+    "its initialization takes Conv1D's weights untransposed: the forward pass fails": {"olora": "pissa"},
+    "it knows torch.nn.Linear only, and GPT-2's layers are Conv1D: peft raises an error": {
+        "kasa": "adalora", "boft": "dora", "oft": "dora", "hra": "dora", "loha": "lora-r8", "lokr": "lora-r8",
+        "miss": "lora-r8"},
+}  # fmt: skip

@@ -7,8 +7,9 @@ import json
 import platform
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -27,23 +28,16 @@ from peft_helpers.distributed import process_state
 from peft_helpers.metrics import assert_same_predictions
 from peft_helpers.modeling import check_model, empty_model, load_model
 from peft_helpers.tokenization import set_padding, tokenize_splits
-from peft_helpers.training import CLASSIFICATION, LengthTrainer, predict
+from peft_helpers.training import CLASSIFICATION, NO_EVALUATION, LengthTrainer, predict
 
-RELOAD_EXAMPLES = 64  # on which the reloaded adapter is compared with the one in memory
-_NO_EVALUATION = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "push_to_hub": False,
-                  "logging_strategy": "no", "report_to": "none", "disable_tqdm": True}  # fmt: skip
 INTERVAL = 0.01  # seconds between two looks at the memory: a training step takes longer
 
 
 def compare_methods(dataset: DatasetDict, args: Arguments) -> tuple[list[dict], np.ndarray]:
-    """Run the baselines and ``comparison_methods`` on the splits of ``dataset``.
-
-    Returns:
-        The results of `run_baselines` and `run_methods`, and the true labels of the test examples, shape (examples,).
+    """Run the baselines and ``comparison_methods``; return their results and the true labels of the test examples.
 
     Raises:
-        ValueError: ``args`` has streaming, or this is one of several processes; see also `plan_comparison` and
-            `check_model`.
+        ValueError: ``args`` has streaming, or this is one of several processes; see also `plan_comparison`.
     """
     if args.data.streaming:
         raise ValueError("Methods are compared on the same examples in memory; leave out --streaming.")
@@ -51,13 +45,13 @@ def compare_methods(dataset: DatasetDict, args: Arguments) -> tuple[list[dict], 
         raise ValueError("Methods are compared in one process, for their times; leave out accelerate launch.")
     runs = plan_comparison(args)
     check_model(args)
-    name = args.model.model_name_or_path
+    name, test = args.model.model_name_or_path, dataset["test"]
     tokenizer = AutoTokenizer.from_pretrained(name, model_max_length=args.data.max_length)
     set_padding(tokenizer, empty_model(AutoConfig.from_pretrained(name)))
-    tokenized, label_names = tokenize_splits(dataset, tokenizer), dataset["test"].features["label"].names
+    tokenized = tokenize_splits(dataset, tokenizer)
     results = run_baselines(dataset, args.training.seed)
-    results += run_methods(runs, args, tokenized, tokenizer, label_names, args.comparison.comparison_file)
-    return results, np.array(dataset["test"]["label"][:])
+    results += run_methods(runs, args, tokenized, tokenizer, test.features["label"].names)
+    return results, np.array(test["label"][:])
 
 
 def run_methods(
@@ -66,30 +60,29 @@ def run_methods(
     tokenized: DatasetDict,
     tokenizer: PreTrainedTokenizerBase,
     label_names: list[str],
-    results_file: str | Path,
 ) -> list[dict]:
     """Run each method of ``runs`` with its seed by `run_method`, and return the results.
 
-    They are kept in ``results_file`` as JSON lines: what is there for the same options, versions, device, labels and
-    lengths of the examples is not run again. A method that fails has an ``error``, and the others go on.
+    They are kept in ``comparison_file``: what is there for the same options, versions, device and examples is not run
+    again. A method that fails has an ``error``, and the others go on.
     """
-    environment = describe_environment().to_dict()
+    file, environment = args.comparison.comparison_file, describe_environment().to_dict()
     examples = [tokenized[split][column][:] for split in ("train", "test") for column in ("labels", "length")]
     results = []
     for number, (name, seed) in enumerate(runs, 1):
-        recipe = describe_recipe(args) | {"seed": seed, "learning_rate": learning_rate(find_method(name), args)}
+        recipe = describe_recipe(args) | {"seed": seed, "learning_rate": learning_rate(name, args)}
         settings = [name, recipe, args.comparison.comparison_steps, label_names, environment, examples]
         fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-        kept = read_results(results_file)
+        kept = read_results(file)
         row = next((row for row in kept if row["fingerprint"] == fingerprint and row["error"] is None), None)
-        source = f" (from {results_file})" if row else ""
-        if row is None:
+        source = f" (from {file})" if row else ""
+        if not row:
             row = {"method": name, "seed": seed, "error": None, "fingerprint": fingerprint, "environment": environment}
             try:
                 row |= run_method(name, args.replace(seed=seed), tokenized, tokenizer, label_names)
             except Exception as error:  # the next methods go on
                 row["error"] = f"{type(error).__name__}: {error}"
-            write_results([*kept, row], results_file)
+            write_results([*kept, row], file)
         print(f"{number} of {len(runs)}: {describe_result(row)}{source}")
         results.append(row)
     return results
@@ -98,23 +91,17 @@ def run_methods(
 def run_method(
     name: str, args: Arguments, tokenized: DatasetDict, tokenizer: PreTrainedTokenizerBase, label_names: list[str]
 ) -> dict:
-    """Train one method from the pre-trained model and the head of ``args.training.seed``, and test it as it ends.
+    """Train one method for ``comparison_steps`` steps and test it as it ends; return its scores and costs.
 
-    Every method takes ``comparison_steps`` steps on the same examples in the same order. No checkpoint is chosen. The
-    adapter is saved, loaded onto a fresh base model and compared with the one in memory; then it is removed.
-
-    Returns:
-        `score_predictions` on the test examples, and ``learning_rate``, ``parameters``, ``trainable_parameters``,
-        ``train_seconds``, ``peak_memory_mb`` (of the model and its training), ``adapter_mb`` (of full fine-tuning, the
-        whole model) and ``reload_verified``, as text.
+    The adapter is saved, loaded onto a fresh base model and compared with the one in memory; then it is removed.
     """
     method = find_method(name)
-    args = args.replace(load_in_4bit=method.quantized, learning_rate=learning_rate(method, args))
-    with PeakMemory() as memory:
+    args = args.replace(load_in_4bit=method.quantized, learning_rate=learning_rate(name, args))
+    with watch_memory() as memory:
         model = adapt_model(load_model(args, tokenizer, CLASSIFICATION, label_names), method, args)
         seconds = _train(model, tokenized["train"], tokenizer, args)
     output = predict(model, tokenizer, tokenized["test"], args, disable_tqdm=True)
-    megabytes, verified = sum(parameter.nbytes for parameter in model.parameters()) / 1e6, "not kept"
+    megabytes, verified = model.get_memory_footprint(return_buffers=False) / 1e6, "not kept"
     if isinstance(model, PeftModel):
         # With another seed, what was not saved of the head comes back as other random numbers, and shows.
         base = load_model(args.replace(seed=args.training.seed ^ 1), tokenizer, CLASSIFICATION, label_names)
@@ -124,7 +111,7 @@ def run_method(
         "parameters": model.num_parameters(),
         "trainable_parameters": sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad),
         "train_seconds": seconds,
-        "peak_memory_mb": memory.megabytes,
+        "peak_memory_mb": (max(memory) - memory[0]) / 1e6,
         "adapter_mb": megabytes,
         "reload_verified": verified,
     } | score_predictions(output)
@@ -132,16 +119,10 @@ def run_method(
 
 def _train(model: PreTrainedModel, train: Dataset, tokenizer: PreTrainedTokenizerBase, args: Arguments) -> float:
     """Train ``model`` for ``comparison_steps`` steps, without evaluation or checkpoint, and return the seconds."""
+    steps, collate = args.comparison.comparison_steps, CLASSIFICATION.make_data_collator(tokenizer)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = LengthTrainer(
-            model=model,
-            args=replace(
-                args.training, output_dir=folder, max_steps=args.comparison.comparison_steps, **_NO_EVALUATION
-            ),
-            train_dataset=train,
-            data_collator=CLASSIFICATION.make_data_collator(tokenizer),
-            callbacks=[AllocateRanks()],
-        )
+        arguments = replace(args.training, output_dir=folder, max_steps=steps, disable_tqdm=True, **NO_EVALUATION)
+        trainer = LengthTrainer(model, arguments, collate, train, callbacks=[AllocateRanks()])
         trainer.remove_callback(PrinterCallback)
         return trainer.train().metrics["train_runtime"]
 
@@ -150,47 +131,40 @@ def _check_reload(
     model: PeftModel, base: PreTrainedModel, test: Dataset, tokenizer: PreTrainedTokenizerBase, args: Arguments
 ) -> float:
     """Assert that what is saved of ``model`` predicts the same on ``base``, and return its MB (10^6 bytes)."""
+    some = test.select(range(min(64, test.num_rows)))
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         # AdaLoRA computes a loss only where it can be trained (peft 0.21).
         reloaded = PeftModel.from_pretrained(base, folder, is_trainable=model.peft_type == PeftType.ADALORA)
-        megabytes = adapter_size(folder)
-    some = test.select(range(min(RELOAD_EXAMPLES, test.num_rows)))
-    outputs = [predict(each, tokenizer, some, args, disable_tqdm=True) for each in (model, reloaded)]
-    assert_same_predictions(*outputs)
-    return megabytes
+        outputs = [predict(each, tokenizer, some, args, disable_tqdm=True) for each in (model, reloaded)]
+        assert_same_predictions(*outputs)
+        return adapter_size(folder)
 
 
-class PeakMemory:
-    """A context whose ``megabytes`` (10^6 bytes) is the most memory in use at a time beyond that in use before.
+@contextmanager
+def watch_memory() -> Iterator[list[int]]:
+    """Collect the bytes in use, from before on: on CUDA the peak since then, elsewhere the resident memory."""
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":  # what earlier work has freed is resident still, and would be used again
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    readings, is_done = [_memory_in_use()], threading.Event()
 
-    On CUDA it is what PyTorch's allocator held, elsewhere the resident memory of this process, looked at a hundred
-    times a second.
-    """
+    def watch() -> None:
+        while not is_done.wait(INTERVAL):
+            readings.append(_memory_in_use())
 
-    def __enter__(self) -> "PeakMemory":
-        gc.collect()
-        if platform.libc_ver()[0] == "glibc":  # what earlier work has freed is resident still, and would be used again
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        self._start = self._peak = _peak_so_far()
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self._done.set()
-        self._thread.join()
-        self.megabytes = (max(self._peak, _peak_so_far()) - self._start) / 1e6
-
-    def _watch(self) -> None:
-        while not self._done.wait(INTERVAL):
-            self._peak = max(self._peak, _peak_so_far())
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield readings
+    finally:
+        is_done.set()
+        thread.join()
+        readings.append(_memory_in_use())
 
 
-def _peak_so_far() -> int:
-    # torch.accelerator has this for every accelerator but Apple's, where it fails:
-    # https://github.com/pytorch/pytorch/issues/167447
+def _memory_in_use() -> int:
+    # torch.accelerator has this for every accelerator but Apple's, where it fails (PyTorch issue 167447).
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from peft_helpers.analysis.plots import CLASSICAL
-from peft_helpers.analysis.report import format_interval, format_p_value
+from peft_helpers.analysis.report import format_p_value, format_score
 from peft_helpers.analysis.significance import compare_paired, f1_interval
 
 # Of `run_methods`; `run_baselines` gives a part of it.
@@ -16,25 +16,17 @@ _COLUMNS = ("method", "parameters", "trainable_parameters", "accuracy", "f1", "p
 
 
 def read_results(results_file: str | Path) -> list[dict]:
-    """Return what `write_results` has written, an empty list if there is no such file yet.
-
-    Raises:
-        ValueError: it is a folder or in none, or holds something else, which is left as it is.
-    """
+    """Return what `write_results` has written, if anything; a ValueError refuses any other file or place."""
     path = Path(results_file)
-    if path.is_dir() or not path.parent.is_dir():
-        raise ValueError(
-            f"comparison_file is {str(path)!r}; expected a file, there already or not, in a folder that exists. Make "
-            "the folder, or name another --comparison_file."
-        )
     try:
         results = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    except ValueError:  # not JSON, or not even text
+    except (ValueError, OSError):  # not JSON, not even text, or a folder
         results = [None]
-    if not all(isinstance(row, dict) and {"method", "error", "fingerprint"} <= row.keys() for row in results):
+    are_results = all(isinstance(row, dict) and {"method", "error", "fingerprint"} <= row.keys() for row in results)
+    if not are_results or not path.parent.is_dir():
         raise ValueError(
-            f"comparison_file is {str(path)!r}; expected a result of the comparison in each line, found something "
-            "else. Name another --comparison_file. Nothing was changed."
+            f"comparison_file is {str(path)!r}; expected a file with a result of the comparison in each line, or none "
+            "yet, in a folder that exists. Name another --comparison_file. Nothing was changed."
         )
     return results
 
@@ -48,15 +40,10 @@ def write_results(results: list[dict], results_file: str | Path) -> None:
 
 
 def summarize_methods(results: list[dict], references: np.ndarray) -> pd.DataFrame:
-    """Return a row for each method of `run_methods` and `run_baselines`, from its runs with several seeds.
+    """Return a row for each method of `run_methods` and `run_baselines`, with means over its seeds.
 
-    Scores, seconds and MB are means over the seeds; ``f1_low`` and ``f1_high`` the 95 % interval of the mean F1 over
-    the test examples; ``f1_min`` and ``f1_max`` the worst and best seed; ``share`` that of the trainable parameters.
-    What does not apply is NaN.
-
-    Args:
-        results: what they return, one after the other.
-        references: true labels of the test examples, shape (examples,).
+    ``f1_low`` and ``f1_high`` are the 95 % interval of the mean F1 over the test examples, whose true labels are
+    ``references``; ``f1_min`` and ``f1_max`` the worst and best seed. What does not apply is NaN.
     """
     runs = _successful(results).groupby("method", sort=False)
     costs = ["train_seconds", "peak_memory_mb", "adapter_mb"]
@@ -76,54 +63,44 @@ def _successful(results: list[dict]) -> pd.DataFrame:
 
 def format_methods(summary: pd.DataFrame) -> pd.DataFrame:
     """Return the table of `summarize_methods` as text to read."""
-    return pd.DataFrame({
+    rows = list(summary.itertuples())
+    table = pd.DataFrame({
         "trainable": summary["trainable_parameters"].map("{:,}".format),
-        "share": summary["share"].map("{:.2%}".format).replace("nan%", ""),
+        "share": summary["share"].map("{:.2%}".format),
         "accuracy": summary["accuracy"].map("{:.3f}".format),
-        "F1 (macro) [95 %]": [
-            f"{row.f1:.3f}{format_interval(row.f1_low, row.f1_high)}" for row in summary.itertuples()
-        ],
-        "F1, worst to best seed": [
-            f"{row.f1_min:.3f} to {row.f1_max:.3f}, {row.seeds} seeds" if row.seeds > 1 else ""
-            for row in summary.itertuples()
-        ],
+        "F1 (macro) [95 %]": [format_score(row.f1, [row.f1_low, row.f1_high]) for row in rows],
+        "F1, worst to best seed": [f"{row.f1_min:.3f} to {row.f1_max:.3f}, {row.seeds} seeds" if row.seeds > 1 else ""
+                                   for row in rows],
         "training, s": summary["train_seconds"].map("{:.0f}".format),
-        "peak memory, MB": summary["peak_memory_mb"].map("{:.0f}".format).replace("nan", ""),
-        "adapter, MB": summary["adapter_mb"].map("{:.2f}".format).replace("nan", ""),
+        "peak memory, MB": summary["peak_memory_mb"].map("{:.0f}".format),
+        "adapter, MB": summary["adapter_mb"].map("{:.2f}".format),
         "reload verified": summary["reload_verified"],
     })  # fmt: skip
+    return table.replace(["nan", "nan%"], "")
 
 
 def compare_methods_to(baseline: str, results: list[dict], references: np.ndarray) -> pd.DataFrame:
-    """Return by how much each method beats ``baseline`` in macro F1, as text, best first, from each one's first seed.
-
-    The p-values are of one comparison each, not corrected for their number.
-    """
+    """Return by how much each method's first seed beats ``baseline`` in macro F1, as text, the best method first."""
     first = _successful(results).drop_duplicates("method").set_index("method")["predictions"].map(np.array)
     rows = {name: compare_paired(first[baseline], first[name], references) for name in first.index.drop(baseline)}
-    columns = ["F1 (macro)", "F1 (macro), low", "F1 (macro), high", "p"]
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).sort_values("F1 (macro)", ascending=False)
-    differences = [
-        f"{difference:+z.3f}{format_interval(low, high, sign='+')}"
-        for difference, low, high in table[columns[:3]].itertuples(index=False)
-    ]
-    p_values = table["p"].map(format_p_value)
-    return pd.DataFrame({f"F1 (macro) beyond {baseline} [95 %]": differences, "McNemar's exact test": p_values})
+    rows = dict(sorted(rows.items(), key=lambda item: -item[1]["f1"]))
+    difference = f"F1 (macro) beyond {baseline} [95 %]"
+    return pd.DataFrame({
+        difference: {name: format_score(row["f1"], row["f1_interval"], "+") for name, row in rows.items()},
+        "McNemar's exact test": {name: format_p_value(row["mcnemar_p_value"]) for name, row in rows.items()},
+    })  # fmt: skip
 
 
 def describe_result(row: dict) -> str:
     """Return one result of `run_methods` as a line of text."""
-    if row["error"] is not None:
-        return f"{row['method']}, seed {row['seed']}: failed, {row['error']}"
-    scores = f"accuracy {row['accuracy']:.3f}, macro F1 {row['f1']:.3f}"
-    return f"{row['method']}, seed {row['seed']}: {scores}, {row['train_seconds']:.0f} s"
+    result = f"failed, {row['error']}"
+    if row["error"] is None:
+        result = f"accuracy {row['accuracy']:.3f}, macro F1 {row['f1']:.3f}, {row['train_seconds']:.0f} s"
+    return f"{row['method']}, seed {row['seed']}: {result}"
 
 
 def describe_methods(results: list[dict], references: np.ndarray) -> str:
-    """Return what the comparison says: the best PEFT method beside full fine-tuning and the classical model.
-
-    The best is best on the test examples, and so a little too good; how far the others are behind tells by how much.
-    """
+    """Return what the comparison says: the PEFT method that is best on the test examples, beside the usual ways."""
     summary = summarize_methods(results, references)
     # Only what is an adapter is reloaded; the head alone is one for PEFT, but counts as a baseline.
     f1, of_peft = summary["f1"], (summary["reload_verified"] == "yes") & (summary.index != "head-only")

@@ -61,14 +61,14 @@ def test_adapters_of_other_methods_pass(model, tokenizer, args, check, peft_conf
 
 @pytest.mark.reliability("bad input")
 def test_a_missing_folder(check, args):
-    with pytest.raises(FileNotFoundError, match=rf"'{args.training.output_dir}', found nothing; save an adapter there"):
+    with pytest.raises(FileNotFoundError, match=rf"{args.training.output_dir} lacks .*; found nothing"):
         check()
 
 
 @pytest.mark.reliability("bad input")
 def test_a_file_in_place_of_the_folder(check, args):
     Path(args.training.output_dir).touch()
-    with pytest.raises(FileNotFoundError, match="found a file"):
+    with pytest.raises(FileNotFoundError, match="found nothing"):
         check()
 
 
@@ -117,9 +117,8 @@ def test_half_a_tokenizer(adapter, check):
     ],
 )
 def test_weights_that_are_not_whole(adapter, check, broken):
-    content = broken((adapter / WEIGHTS).read_bytes())
-    (adapter / WEIGHTS).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{len(content):,} bytes, is no complete safetensors file \(.*; copy the"):
+    (adapter / WEIGHTS).write_bytes(broken((adapter / WEIGHTS).read_bytes()))
+    with pytest.raises(ValueError, match=r"is no complete safetensors file \(.*; copy the"):
         check()
 
 
@@ -127,7 +126,7 @@ def test_weights_that_are_not_whole(adapter, check, broken):
 @pytest.mark.parametrize("found", ["gpt2", "../../evil", "/srv/evil", "", None])
 def test_another_base_model(adapter, check, args, found):
     change(adapter / "adapter_config.json", base_model_name_or_path=found)
-    expected = f"for the base model {found!r}, but {args.model.model_name_or_path!r} was expected"
+    expected = f"names the base model {str(found)!r}, expected {args.model.model_name_or_path!r}: it was trained for"
     with pytest.raises(ValueError, match=re.escape(expected)):
         check()
 
@@ -135,7 +134,7 @@ def test_another_base_model(adapter, check, args, found):
 @pytest.mark.reliability("bad input")
 @pytest.mark.parametrize("labels", [["negative", "neutral", "positive"], ["positive", "negative"], ["bad", "good"]])
 def test_other_labels(adapter, check, labels):
-    expected = f"has the labels {LABELS}, expected {labels}; use it with the dataset that it was trained on"
+    expected = f"has the labels {LABELS}, expected {labels}: it was trained for another model, task or dataset"
     with pytest.raises(ValueError, match=re.escape(expected)):
         check(labels)
 
@@ -156,7 +155,7 @@ def test_without_a_data_set_the_folders_own_labels_do(adapter, check):
 @pytest.mark.reliability("fault")
 def test_without_a_data_set_the_weights_have_to_fit_the_folders_labels(adapter, check):
     change(adapter / "config.json", id2label={"0": "bad", "1": "fair", "2": "good"})
-    with pytest.raises(ValueError, match=r"score.* is \[2, 16\], expected \[3, 16\]"):
+    with pytest.raises(ValueError, match=r"score.* of shape \[2, 16\], expected \[3, 16\]"):
         check(None)
 
 
@@ -172,7 +171,7 @@ def test_label_names_that_were_never_set(adapter, check):
 @pytest.mark.reliability("bad input")
 def test_another_architecture(adapter, check):
     BertConfig(id2label=dict(enumerate(LABELS))).save_pretrained(adapter)
-    with pytest.raises(ValueError, match=r"config\.json does not fit the base model: \d+ tensors differ"):
+    with pytest.raises(ValueError, match=r"has bert.* of shape \[\d+\], expected 'missing'"):
         check()
 
 
@@ -195,9 +194,9 @@ def test_an_adapter_that_is_no_classifier(adapter, check):
 @pytest.mark.parametrize(
     ("size", "difference"),
     [
-        ({"n_embd": 8}, "is [2, 16], expected [2, 8]"),
-        ({"n_layer": 1}, "is [48], expected missing"),
-        ({"n_layer": 3}, "is missing, expected [48]"),
+        ({"n_embd": 8}, "of shape [2, 16], expected [2, 8]"),
+        ({"n_layer": 1}, "of shape [8, 16], expected 'missing'"),
+        ({"n_layer": 3}, "of shape 'missing', expected [48]"),
     ],
     ids=["width", "fewer layers", "more layers"],
 )
@@ -207,8 +206,7 @@ def test_a_base_model_of_another_shape(adapter, args, size, difference):
     base = adapter.parent / "other_base"
     GPT2LMHeadModel(shape).save_pretrained(base)
     change(adapter / "adapter_config.json", base_model_name_or_path=str(base))
-    expected = rf"config\.json does not fit the base model: \d+ tensors differ, .*{re.escape(difference)}\. Load the"
-    with pytest.raises(ValueError, match=expected):
+    with pytest.raises(ValueError, match=re.escape(difference)):
         check_adapter(adapter, str(base), LABELS)
 
 
@@ -217,7 +215,7 @@ def test_weights_of_another_number_of_labels(adapter, check):
     labels = [f"label {number}" for number in range(12)]
     numbered = {str(number): name for number, name in enumerate(labels)}
     change(adapter / "config.json", id2label=dict(sorted(numbered.items())))  # as text, 10 comes before 2
-    with pytest.raises(ValueError, match=r"1 tensors .*score\.weight is \[2, 16\], expected \[12, 16\]"):
+    with pytest.raises(ValueError, match=r"score\.weight of shape \[2, 16\], expected \[12, 16\]"):
         check(labels)
 
 
@@ -225,7 +223,7 @@ def test_weights_of_another_number_of_labels(adapter, check):
 @pytest.mark.parametrize("entry", [{"r": 4}, {"use_dora": True}])
 def test_weights_that_are_not_those_of_the_config(adapter, check, entry):
     change(adapter / "adapter_config.json", **entry)
-    with pytest.raises(ValueError, match=r"adapter_model\.safetensors does not fit"):
+    with pytest.raises(ValueError, match=r"lora_.* of shape .*, expected \["):
         check()
 
 
@@ -241,7 +239,7 @@ def test_an_adapter_that_cannot_be_put_on_the_base(adapter, check, entry):
 def test_a_tokenizer_larger_than_the_base(adapter, tokenizer, check):
     tokenizer.add_tokens([f"new{number}" for number in range(300)])
     tokenizer.save_pretrained(adapter)
-    with pytest.raises(ValueError, match=r"tokenizer .* has \d+ entries, but the base model only \d+ embeddings"):
+    with pytest.raises(ValueError, match=r"tokenizer .* has \d+ entries, but the base model \d+ embeddings"):
         check()
 
 

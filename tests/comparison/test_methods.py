@@ -81,16 +81,14 @@ def test_full_trains_everything(args, model):
 
 
 def test_the_tiny_model_has_a_learning_rate_of_its_own_for_full_fine_tuning(args):
-    full = METHODS["full"]
-    assert learning_rate(full, args.replace(learning_rate=1.0)) == 0.1
-    assert learning_rate(full, args.replace(learning_rate=1.0, model_name_or_path=TINY_GPT2)) == 0.5
-    assert learning_rate(METHODS["ia3"], args.replace(learning_rate=1.0, model_name_or_path=TINY_GPT2)) == 10
+    assert learning_rate("full", args.replace(learning_rate=1.0)) == 0.1
+    assert learning_rate("full", args.replace(learning_rate=1.0, model_name_or_path=TINY_GPT2)) == 0.5
+    assert learning_rate("ia3", args.replace(learning_rate=1.0, model_name_or_path=TINY_GPT2)) == 10
 
 
 @pytest.mark.reliability("bad input")
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_is_wrong_or_cannot_run_is_refused_with_what_to_use_instead(name):
-    _, nearest = REFUSED[name]
+@pytest.mark.parametrize(("name", "nearest"), [pair for nearest in REFUSED.values() for pair in nearest.items()])
+def test_what_is_wrong_or_cannot_run_is_refused_with_what_to_use_instead(name, nearest):
     with pytest.raises(ValueError, match=f"{name} is refused: .*nearest method that works is {nearest}"):
         find_method(name)
     assert nearest in METHODS
@@ -152,7 +150,7 @@ def test_the_refused_methods_cannot_run(name, model, batch):
 
 
 def test_every_refusal_is_shown():
-    assert set(REFUSED) == {*PROMPTS, *UNTRAINED_HEAD, *CANNOT_RUN, "osf"}
+    assert set().union(*REFUSED.values()) == {*PROMPTS, *UNTRAINED_HEAD, *CANNOT_RUN, "osf"}
 
 
 def test_the_plan_has_several_seeds_for_some_methods(args):
@@ -170,9 +168,9 @@ def test_a_plan_with_an_unknown_method_is_refused_before_anything_runs(args):
 
 
 @pytest.mark.reliability("bad input")
-@pytest.mark.parametrize("names", [["all", "lora-typo"], ["none", "full"], []])
+@pytest.mark.parametrize("names", [["all", "ia3"], ["none", "full"]])
 def test_all_and_none_stand_alone(args, names):
-    with pytest.raises(ValueError, match="expected names of methods, or all or none alone"):
+    with pytest.raises(ValueError, match=r"Unknown method '(all|none)'; .* or all or none alone"):
         plan_comparison(args.replace(comparison_methods=names))
 
 
@@ -183,5 +181,5 @@ def test_a_method_named_twice_is_run_once(args):
 @pytest.mark.reliability("bad input")
 def test_a_results_file_that_is_something_else_is_refused_before_anything_runs(args, tmp_path):
     (tmp_path / "notes.jsonl").write_text("my notes")
-    with pytest.raises(ValueError, match="expected a result of the comparison in each line"):
+    with pytest.raises(ValueError, match="expected a file with a result of the comparison in each line"):
         plan_comparison(args.replace(comparison_file=str(tmp_path / "notes.jsonl")))
