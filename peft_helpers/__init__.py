@@ -29,8 +29,10 @@ if TYPE_CHECKING:
         describe_run,
         format_comparison,
         majority_class,
+        report_per_class,
         save_results,
     )
+    from peft_helpers.analysis.texts import classify_texts
     from peft_helpers.app.notebook import check_requirements, keep_output_clean
     from peft_helpers.app.profiles import check_run, parse_arguments
     from peft_helpers.arguments import BBC_NEWS, Arguments
@@ -45,7 +47,6 @@ if TYPE_CHECKING:
         changed_parameters,
         compute_metrics,
         fingerprint_parameters,
-        report_per_class,
     )
     from peft_helpers.modeling import (
         check_model,
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
         prepare_model,
         quantization_config,
     )
-    from peft_helpers.pipeline import classify_texts, load_adapter, load_recipe, reload_arguments, run
+    from peft_helpers.pipeline import load_adapter, load_recipe, reload_arguments, run
     from peft_helpers.sources.bbc_news import load_bbc_news
     from peft_helpers.sources.documents import load_documents
     from peft_helpers.sources.files import dataset_arguments, load_labelled_examples, load_splits, load_texts

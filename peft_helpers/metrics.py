@@ -5,10 +5,9 @@ import hashlib
 import datasets
 import evaluate
 import numpy as np
-import pandas as pd
 import torch
 from scipy.special import softmax
-from sklearn.metrics import accuracy_score, classification_report, log_loss, precision_recall_fscore_support
+from sklearn.metrics import accuracy_score, log_loss, precision_recall_fscore_support
 from transformers import EvalPrediction
 from transformers.trainer_utils import PredictionOutput
 
@@ -68,20 +67,6 @@ def compute_metrics_and_loss(output: EvalPrediction) -> dict[str, float]:
     return compute_metrics(output) | {"loss": loss}
 
 
-def report_per_class(output: EvalPrediction, label_names: list[str]) -> pd.DataFrame:
-    """Return precision, recall, F1 and number of examples (``support``) of each label that occurs, and the averages."""
-    labels = np.unique(output.label_ids)
-    report = classification_report(
-        output.label_ids,
-        predicted_labels(output),
-        labels=labels,
-        target_names=[label_names[label] for label in labels],
-        output_dict=True,
-        zero_division=0,
-    )
-    return pd.DataFrame({name: row for name, row in report.items() if isinstance(row, dict)}).T.astype({"support": int})
-
-
 def fingerprint_parameters(model: torch.nn.Module) -> dict[str, str]:
     """Return the SHA-256 of the bytes of each parameter by name: 32 bytes to remember in place of a copy."""
     return {
@@ -107,8 +92,7 @@ def changed_parameters(before: dict[str, str], model: torch.nn.Module) -> set[st
 def rounding_bound(dtype: torch.dtype) -> float:
     """Return how far two computations of the same logits in ``dtype`` may lie apart, relative to the largest logit.
 
-    Other kernels, batches and processors add up the same products in another order. The bound is 2^-15 for float32,
-    2^-8 for float16 and 2^-5 for bfloat16.
+    Kernels, batches and processors add up in other orders: 2^-15 for float32, 2^-8 for float16, 2^-5 for bfloat16.
     """
     # A product of GPT-2 adds up to 3,072 terms, and its classifier multiplies 48 times in a row (4 in each of 12
     # layers). Rounding errors are independent of each other: n of them add up to about sqrt(n), sqrt(48) < 8 and

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from datasets import DatasetDict
@@ -46,12 +45,10 @@ def check_model(args: Arguments) -> None:
     """Check, by the model's configuration alone, that it can run ``args``.
 
     Raises:
-        FileNotFoundError: a local folder lacks ``config.json`` or safetensors weights.
         ValueError: the model has fewer positions than ``max_length``, ``target_modules`` matches no layer, or 4 bits
             do not work on this machine.
     """
     name = args.model.model_name_or_path
-    _check_model_folder(name)
     if args.model.load_in_4bit and (problem := quantization_problem()):
         raise ValueError(f"load_in_4bit is asked for, but {problem}. Leave it out, or repair the installation.")
     config = AutoConfig.from_pretrained(name)
@@ -63,18 +60,6 @@ def check_model(args: Arguments) -> None:
         raise ValueError(
             f"target_modules is {target_modules!r}, which matches no layer as a whole name; expected all-linear or a "
             f"regular expression such as '.*c_attn'. The layers are {', '.join(filter(None, names))}."
-        )
-
-
-def _check_model_folder(name: str) -> None:
-    folder = Path(name)
-    if not (folder.is_dir() or folder.is_absolute() or name.startswith(".")):
-        return  # an id on the Hub
-    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if "config.json" not in found or not any(folder.glob("model*.safetensors")):
-        raise FileNotFoundError(
-            f"model_name_or_path is {name!r}: expected a folder with config.json and model*.safetensors (pickled "
-            f"weights are not loaded), found {', '.join(found) or 'nothing'}."
         )
 
 

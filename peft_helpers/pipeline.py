@@ -7,16 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 from datasets import DatasetDict
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
     AutoTokenizer,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
-    pipeline,
 )
 from transformers.trainer_utils import PredictionOutput
 
@@ -28,10 +25,8 @@ from peft_helpers.distributed import best_device
 from peft_helpers.interruptions import guard_training, replace_folder
 from peft_helpers.metrics import assert_same_predictions
 from peft_helpers.modeling import Task, check_model, load_model, lora_arguments, prepare_model
-from peft_helpers.tokenization import check_texts
 from peft_helpers.training import CLASSIFICATION, make_arguments, make_trainer, predict
 
-BATCH_SIZE = 32  # texts that are classified at a time
 _NO_ARGUMENTS = {"_name_or_path", "architectures", "model_type", "transformers_version"}  # of a model's configuration
 
 
@@ -155,23 +150,3 @@ def reload_arguments(adapter_dir: str | Path) -> dict:
     known = type(config)().to_dict().keys() - _NO_ARGUMENTS | {"quantization_config"}
     arguments = {name: value for name, value in config.to_diff_dict().items() if name in known}
     return arguments | {"use_safetensors": True}
-
-
-def classify_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> pd.DataFrame:
-    """Return a row for each text: the predicted label, its probability, and the probability of every label.
-
-    A text is truncated at ``tokenizer.model_max_length`` tokens, which is saved with the adapter.
-
-    Raises:
-        ValueError: see `check_texts`.
-    """
-    texts = check_texts(texts)
-    classify = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None, batch_size=BATCH_SIZE)
-    # An empty text has no token to pool; everywhere here it stands as one pad token.
-    scores = classify([text or tokenizer.pad_token for text in texts], truncation=True)
-    probabilities = pd.DataFrame([{row["label"]: row["score"] for row in rows} for rows in scores])
-    probabilities = probabilities[[model.config.id2label[number] for number in range(model.config.num_labels)]]
-    table = pd.DataFrame(
-        {"text": texts, "label": probabilities.idxmax(axis=1), "probability": probabilities.max(axis=1)}
-    )
-    return table.join(probabilities.add_prefix("P(").add_suffix(")"))

@@ -71,12 +71,7 @@ def tokenize_dataset(
 
     Each text is truncated to ``tokenizer.model_max_length`` tokens. With ``chunks``, what would be cut off follows as
     further examples with the text's label; the last one is left out if it is shorter than a quarter of that length.
-
-    Raises:
-        ValueError: the tokenizer is not one of the ``tokenizers`` library, which alone tells what was cut.
     """
-    if not tokenizer.is_fast:
-        raise ValueError(f"{type(tokenizer).__name__} is not backed by the tokenizers library; choose another model.")
     return dataset.map(
         tokenize_batch,
         batched=True,
@@ -98,8 +93,3 @@ def tokenize_batch(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, c
     columns = {name: [values[number] for number in kept] for name, values in encoded.items()}
     columns["labels"] = [batch["label"][texts[number]] for number in kept]
     return columns | {"length": [len(ids) for ids in columns["input_ids"]]}
-
-
-def count_tokens(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the number of tokens of each text as a whole."""
-    return [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]]

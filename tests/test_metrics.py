@@ -12,7 +12,6 @@ from peft_helpers import (
     compute_metrics,
     fingerprint_parameters,
     make_arguments,
-    report_per_class,
 )
 from peft_helpers.arguments import TINY_GPT2
 from peft_helpers.metrics import ClassificationMetrics, compute_metrics_and_loss, rounding_bound
@@ -54,15 +53,6 @@ def test_the_average_is_over_the_same_labels_for_every_model():
     true = [0, 0, 1, 1]
     assert compute_metrics(output([0, 0, 1, 2], true))["recall"] == (1 + 1 / 2) / 2
     assert compute_metrics(output([0, 0, 1, 0], true))["recall"] == (1 + 1 / 2) / 2
-
-
-def test_report_has_a_row_for_each_label_that_occurs_and_agrees_with_the_metrics():
-    predictions = output([0, 2, 1, 1], [0, 0, 0, 1])
-    report = report_per_class(predictions, ["cat", "dog", "eel"])
-    assert list(report.index) == ["cat", "dog", "micro avg", "macro avg", "weighted avg"]
-    assert report.loc["cat", "recall"] == pytest.approx(1 / 3)
-    assert report["support"].tolist()[:2] == [3, 1]
-    assert report.loc["macro avg", "f1-score"] == pytest.approx(compute_metrics(predictions)["f1"])
 
 
 def test_the_loss_is_the_mean_over_rows():

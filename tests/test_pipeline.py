@@ -14,7 +14,6 @@ from peft_helpers import (
     Arguments,
     assert_same_predictions,
     check_output_dir,
-    classify_texts,
     load_adapter,
     make_arguments,
     pipeline,
@@ -184,30 +183,3 @@ def test_a_recipe_that_this_version_does_not_know_is_refused(content, reason, tm
     (tmp_path / "run_config.json").write_text(content)
     with pytest.raises(ValueError, match=f"Expected the options of a run in .*{reason}.* copy the whole folder again"):
         load_recipe(tmp_path)
-
-
-# Texts
-
-
-def test_texts_get_a_label_and_probabilities_that_sum_to_one(peft_model, tokenizer):
-    table = classify_texts(peft_model, tokenizer, ["good", "", "the cast is a joy to watch " * 40])
-    probabilities = table[["P(negative)", "P(positive)"]].to_numpy()
-    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
-    assert table["label"].tolist() == [LABELS[best] for best in probabilities.argmax(axis=1)]
-    np.testing.assert_array_equal(table["probability"], probabilities.max(axis=1))
-
-
-def test_texts_get_the_probabilities_of_predict_alone_and_among_others(peft_model, tokenizer, tokenized, raw, args):
-    logits = predict(peft_model, tokenizer, tokenized["test"], args).predictions
-    expected = torch.tensor(logits).softmax(-1)[:, 1]
-    texts = raw["test"]["text"][:]
-    together = classify_texts(peft_model, tokenizer, texts)["P(positive)"]
-    alone = [classify_texts(peft_model, tokenizer, [text])["P(positive)"][0] for text in texts[:3]]
-    np.testing.assert_allclose(together, expected, atol=1e-5)
-    np.testing.assert_allclose(alone, expected[:3], atol=1e-5)
-
-
-@pytest.mark.reliability("bad input")
-def test_what_is_no_list_of_texts_cannot_be_classified(peft_model, tokenizer):
-    with pytest.raises(ValueError, match="Expected a list of texts, found 'good'"):
-        classify_texts(peft_model, tokenizer, "good")

@@ -2,10 +2,9 @@ import pytest
 import torch
 from conftest import BAD, GOOD
 from datasets import Dataset
-from tokenizers.processors import TemplateProcessing
 
 from peft_helpers import prepare_splits, tokenize_dataset, tokenize_splits
-from peft_helpers.tokenization import count_tokens, encode_texts, set_padding
+from peft_helpers.tokenization import encode_texts, set_padding
 
 
 def test_padding_is_set_on_tokenizer_and_model_without_resizing(tokenizer, model):
@@ -65,23 +64,6 @@ def test_a_dataset_has_what_training_needs(tokenized, raw, tokenizer):
     assert set(train.column_names) == {"input_ids", "attention_mask", "labels", "length"}
     assert train["input_ids"][:] == tokenizer(raw["train"]["text"][:])["input_ids"]
     assert train["length"][:] == [len(ids) for ids in train["input_ids"]]
-
-
-def test_tokens_are_counted_before_truncation_with_special_tokens(tokenizer):
-    eos = tokenizer.eos_token
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single=f"$A {eos}", special_tokens=[(eos, tokenizer.eos_token_id)]
-    )
-    tokenizer.model_max_length = 4
-    texts = ["", "good", "good " * 50]
-    assert count_tokens(texts, tokenizer) == [len(tokenizer.tokenize(text)) + 1 for text in texts]
-
-
-@pytest.mark.reliability("bad input")
-def test_a_tokenizer_that_cannot_tell_what_was_cut_is_refused(tokenizer, raw, monkeypatch):
-    monkeypatch.setattr(type(tokenizer), "is_fast", False)
-    with pytest.raises(ValueError, match="not backed by the tokenizers library"):
-        tokenize_dataset(raw, tokenizer)
 
 
 @pytest.mark.reliability("bad input")

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
+from peft_helpers.analysis.texts import count_tokens
 from peft_helpers.metrics import METRIC_NAMES, compute_metrics, predicted_labels
-from peft_helpers.tokenization import count_tokens
 
 MAJORITY, CLASSICAL = "majority class", "TF-IDF + logistic regression"  # the baselines
 MARKERS = "os^vD<p>PX*hd"

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict
+from sklearn.metrics import classification_report
 from transformers import EvalPrediction
 
 from peft_helpers.adapters import adapter_size
@@ -17,7 +18,7 @@ from peft_helpers.analysis.plots import plot_before_after, plot_confusions, plot
 from peft_helpers.analysis.significance import accuracy_interval, check_same_examples, compare_paired, f1_interval
 from peft_helpers.distributed import best_device
 from peft_helpers.interruptions import FIGURES, RESULTS_FILE
-from peft_helpers.metrics import METRIC_NAMES, compute_metrics, predicted_labels, report_per_class
+from peft_helpers.metrics import METRIC_NAMES, compute_metrics, predicted_labels
 from peft_helpers.pipeline import RunResult
 
 
@@ -75,6 +76,20 @@ def format_score(value: float, interval: list[float] | None = None, sign: str = 
 def format_p_value(p: float) -> str:
     """Return a p-value as text; one below 0.001 is not written as 0."""
     return f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
+
+
+def report_per_class(output: EvalPrediction, label_names: list[str]) -> pd.DataFrame:
+    """Return precision, recall, F1 and number of examples (``support``) of each label that occurs, and the averages."""
+    labels = np.unique(output.label_ids)
+    report = classification_report(
+        output.label_ids,
+        predicted_labels(output),
+        labels=labels,
+        target_names=[label_names[label] for label in labels],
+        output_dict=True,
+        zero_division=0,
+    )
+    return pd.DataFrame({name: row for name, row in report.items() if isinstance(row, dict)}).T.astype({"support": int})
 
 
 def compare_per_class(untuned: EvalPrediction, tuned: EvalPrediction, label_names: list[str]) -> pd.DataFrame:

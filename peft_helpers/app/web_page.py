@@ -9,9 +9,9 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from peft_helpers.analysis.model_card import display_name
+from peft_helpers.analysis.texts import classify_texts, count_tokens
 from peft_helpers.arguments import Arguments
-from peft_helpers.pipeline import classify_texts, load_adapter, load_recipe
-from peft_helpers.tokenization import count_tokens
+from peft_helpers.pipeline import load_adapter, load_recipe
 
 try:
     import gradio

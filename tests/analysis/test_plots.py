@@ -13,7 +13,7 @@ from peft_helpers import (
     plot_training,
     prepare_splits,
 )
-from peft_helpers.tokenization import count_tokens
+from peft_helpers.analysis.texts import count_tokens
 
 
 @pytest.fixture(autouse=True)

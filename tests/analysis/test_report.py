@@ -14,10 +14,12 @@ from peft_helpers.analysis.report import (
     describe_run,
     format_comparison,
     majority_class,
+    report_per_class,
     save_results,
     score,
 )
 from peft_helpers.analysis.significance import accuracy_interval, compare_paired, f1_interval, mcnemar_p_value
+from peft_helpers.metrics import compute_metrics
 from peft_helpers.pipeline import RunResult
 
 
@@ -127,3 +129,12 @@ def test_an_evaluation_is_a_line_a_metric():
     assert [line[:18].strip() for line in lines[1:]] == names
     low, high = accuracy_interval(TUNED, TRUE)
     assert lines[1].endswith(f"0.900 [{low:.3f}, {high:.3f}]")
+
+
+def test_report_has_a_row_for_each_label_that_occurs_and_agrees_with_the_metrics():
+    predictions = PredictionOutput(np.eye(3)[[0, 2, 1, 1]], np.array([0, 0, 0, 1]), {})
+    report = report_per_class(predictions, ["cat", "dog", "eel"])
+    assert list(report.index) == ["cat", "dog", "micro avg", "macro avg", "weighted avg"]
+    assert report.loc["cat", "recall"] == pytest.approx(1 / 3)
+    assert report["support"].tolist()[:2] == [3, 1]
+    assert report.loc["macro avg", "f1-score"] == pytest.approx(compute_metrics(predictions)["f1"])

@@ -1,0 +1,33 @@
+"""What a model makes of texts of your own."""
+
+import pandas as pd
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, pipeline
+
+from peft_helpers.tokenization import check_texts
+
+BATCH_SIZE = 32  # texts that are classified at a time
+
+
+def classify_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> pd.DataFrame:
+    """Return a row for each text: the predicted label, its probability, and the probability of every label.
+
+    A text is truncated at ``tokenizer.model_max_length`` tokens, which is saved with the adapter.
+
+    Raises:
+        ValueError: see `check_texts`.
+    """
+    texts = check_texts(texts)
+    classify = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None, batch_size=BATCH_SIZE)
+    # An empty text has no token to pool; everywhere here it stands as one pad token.
+    scores = classify([text or tokenizer.pad_token for text in texts], truncation=True)
+    probabilities = pd.DataFrame([{row["label"]: row["score"] for row in rows} for rows in scores])
+    probabilities = probabilities[[model.config.id2label[number] for number in range(model.config.num_labels)]]
+    table = pd.DataFrame(
+        {"text": texts, "label": probabilities.idxmax(axis=1), "probability": probabilities.max(axis=1)}
+    )
+    return table.join(probabilities.add_prefix("P(").add_suffix(")"))
+
+
+def count_tokens(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the number of tokens of each text as a whole."""
+    return [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]]
