@@ -127,7 +127,7 @@ def _read_header(file: Path) -> Features:
     is_one_field = len(names) == 1 and re.search(r"[;\t|,]", names[0])
     has_number = any(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in names)
     if len(rows) < 2 or is_one_field or has_number or len(set(names)) < len(names):
-        raise ValueError(f"its header is {names}, with {len(rows) - 1 or 'no'} row after it")
+        raise ValueError(f"its header is {names}{', without rows' if len(rows) < 2 else ''}")
     return Features({name or f"Unnamed: {number}": Value("string") for number, name in enumerate(names)})  # as pandas
 
 
