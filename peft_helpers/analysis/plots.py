@@ -123,7 +123,7 @@ def plot_methods(summary: pd.DataFrame, examples: int) -> Figure:
     _draw_baselines(axes, summary)
     lowest, highest = (methods if len(methods) else summary)["f1_low"].min(), summary["f1_high"].max()
     axes[0].set(xscale="log", xlabel="trainable parameters", ylabel=f"F1 (macro) on {examples:,} test examples")
-    axes[1].set(xlabel="training time, seconds", xlim=(0, None), ylim=(lowest - 0.1, highest + 0.01))
+    axes[1].set(xlabel="training time, seconds", xlim=(0, None), ylim=(lowest - 0.05, highest + 0.01))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
     figure.suptitle("What each method reaches, and what it costs (bars: 95 % intervals)")
     return figure

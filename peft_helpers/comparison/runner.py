@@ -39,10 +39,9 @@ def compare_methods(dataset: DatasetDict, args: Arguments) -> tuple[list[dict], 
     Raises:
         ValueError: ``args`` has streaming, or this is one of several processes; see also `plan_comparison`.
     """
-    if args.data.streaming:
-        raise ValueError("Methods are compared on the same examples in memory; leave out --streaming.")
-    if process_state().num_processes > 1:
-        raise ValueError("Methods are compared in one process, for their times; leave out accelerate launch.")
+    if args.data.streaming or process_state().num_processes > 1:
+        raise ValueError("Methods are compared on the same examples in memory, and in one process, for their times; "
+                         "leave out --streaming and accelerate launch.")  # fmt: skip
     runs = plan_comparison(args)
     check_model(args)
     name, test = args.model.model_name_or_path, dataset["test"]
