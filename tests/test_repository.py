@@ -73,7 +73,7 @@ def test_the_import_rule_sees_every_form_of_import(source, rooms):
 def test_the_core_is_short_and_no_module_is_long():
     lines = {name: len(source.splitlines()) for name, source in read_modules().items()}
     core = {name: lines[f"{name}.py"] for name in CORE}
-    assert sum(core.values()) <= 1_100, core
+    assert sum(core.values()) <= 1_150, core
     assert max(core.values()) <= 200, core
     assert {name: count for name, count in lines.items() if count > 300} == {}
     assert len([name for name in lines if "/" not in name]) <= 14

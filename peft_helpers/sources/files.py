@@ -2,6 +2,7 @@
 
 import csv
 import glob
+import gzip
 import re
 from collections import deque
 from collections.abc import Iterator
@@ -9,7 +10,6 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
-import fsspec
 import pandas as pd
 from datasets import Dataset, DatasetDict, Features, IterableDatasetDict, Value, load_dataset
 
@@ -133,7 +133,7 @@ def _read_header(file: Path) -> Features:
 
 def read_lines(file: Path) -> Iterator[str]:
     """Yield the lines of a text file, gzipped or not; a ``ValueError`` has the line that is not UTF-8."""
-    with _explain_errors(file), fsspec.open(file, compression="infer") as lines:
+    with _explain_errors(file), (gzip.open if file.suffix == ".gz" else open)(file, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 yield line.decode("utf-8-sig").rstrip("\r\n")
