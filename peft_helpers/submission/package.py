@@ -3,7 +3,7 @@
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile, is_zipfile
 
-from peft_helpers.submission.checklist import check_submission, read_adapter
+from peft_helpers.submission.checklist import check_submission, find_adapter
 
 COMMENT = b"A submission packed by peft_helpers"
 KINDS = {".json", ".md", ".txt", ".model", ".jinja"}  # what an adapter is saved with, beside its weights
@@ -19,8 +19,8 @@ def package_submission(
         FileNotFoundError: there is no such notebook, or no folder for the zip.
         ValueError: there are no weights or, unless ``allow_incomplete``, something else that refuses a zip is missing.
     """
-    notebook, folder = Path(notebook), Path(adapter_dir).resolve()
-    path, weights = Path(zip_path or notebook.with_suffix(".zip")), read_adapter(folder)[1]
+    notebook, (folder, _, weights) = Path(notebook), find_adapter(Path(adapter_dir).resolve())
+    path = Path(zip_path or notebook.with_suffix(".zip"))
     missing = [f"{row.requirement}: {row.to_do}" for row in check_submission(notebook, folder) if row.refuses]
     if (missing and not allow_incomplete) or not weights:
         raise ValueError(f"No zip was written. Missing: {'; '.join(missing)}.")

@@ -63,6 +63,20 @@ for epoch in range(2):
         optimizer.step()
     print(f'Epoch {epoch}: accuracy {evaluate_model(lora_model, loader)}')
 """
+TRAIN_LOOP = """
+def train_loop(model, loader, optimizer):
+    model.train()
+    for batch in tqdm(loader):
+        batch = {name: values.to(device) for name, values in batch.items()}
+        loss = model(**batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+"""
+PROGRESS = (
+    "<progress value='50' max='50'></progress>[50/50 02:11, Epoch 1/1]<table><thead><tr><th>Epoch</th>"
+    "<th>Training Loss</th><th>Accuracy</th></tr></thead><tr><td>1</td><td>0.41</td><td>0.83</td></tr></table>"
+)
 TRAIN = COMPLETE["training"][0]
 TUNED_CODE = COMPLETE["tuned"][0]
 REPORT = (
@@ -141,6 +155,7 @@ GOOD = {
     "the Trainer saves": {
         "save": ("lora_trainer.save_model('./gpt-lora')\ntokenizer.save_pretrained('./gpt-lora')", "")},
     "accelerate saves": {"save": ("accelerator.unwrap_model(lora_model).save_pretrained('gpt-lora')", "")},
+    "the plain PEFT constructor": {"peft model": ("lora_model = PeftModel(model, config)", "")},
     "a PEFT constructor": {"peft model": ("lora_model = PeftModelForSequenceClassification(model, config)", "")},
     "add_adapter and load_adapter": {
         "peft model": ("model.add_adapter(config)", ""),
@@ -231,17 +246,166 @@ GOOD = {
     "comments and strings beside code": {
         "untuned": (f"# trainer.train()\n'''trainer.train()'''\n{COMPLETE['untuned'][0]}", COMPLETE["untuned"][1]),
     },
-    "comparison in words, the other way round": {
-        "comparison": ("", "## Conclusion\nWith LoRA the model does better than the original.\n\nI am done."),
+    "one name for every trainer and model": {
+        "untuned": ("args = TrainingArguments('out')\ntrainer = Trainer(\n    model=model,\n    args=args,\n"
+                    "    compute_metrics=compute_metrics,\n)\nresults = trainer.evaluate()\n"
+                    "print(f'Initial evaluation: {results}')", "Initial evaluation: {'eval_accuracy': 0.51}"),
+        "training": ("trainer = Trainer(model=lora_model, args=args, compute_metrics=compute_metrics)\ntrainer.train()",
+                     {"text/html": PROGRESS, "text/plain": "<IPython.core.display.HTML object>"}),
+        "in memory": ("trainer.evaluate()", "{'eval_accuracy': 0.88}"),
+        "reload": ("lora_model = AutoPeftModelForSequenceClassification.from_pretrained('gpt-lora')", ""),
+        "tuned": ("trainer = Trainer(model=lora_model, args=args, compute_metrics=compute_metrics)\n"
+                  "final = trainer.evaluate()\nprint(final)", "{'eval_accuracy': 0.88}"),
+        "comparison": ("", "The accuracy went up from 51% to 88%."),
     },
-    "improved by": {"comparison": ("", "Accuracy improved by 38 % over the foundation model.")},
-    "a table in Markdown": {
-        "comparison": ("", "| Model | Accuracy |\n|---|---|\n| Pre-trained | 0.51 |\n| PEFT | 0.89 |"),
+    "PyTorch alone, and the model keeps its name": {
+        "metric": (TRAIN_LOOP + LOOP, ""),
+        "untuned": ("base_accuracy = evaluate_model(model, loader)\nprint(f'Accuracy at first: {base_accuracy:.4f}')",
+                    "Accuracy at first: 0.5100"),
+        "peft model": ("model = get_peft_model(model, config)\nmodel.to(device)", ""),
+        "training": ("optimizer = AdamW(model.parameters())\nfor epoch in range(2):\n"
+                     "    train_loop(model, train_loader, optimizer)\n"
+                     "    print(f'Epoch {epoch}: accuracy {evaluate_model(model, val_loader):.3f}')",
+                     "Epoch 0: accuracy 0.810\nEpoch 1: accuracy 0.840"),
+        "save": ("model.save_pretrained('gpt-lora')", ""),
+        "reload": ("base = AutoModelForSequenceClassification.from_pretrained('gpt2', num_labels=2)\n"
+                   "model = PeftModel.from_pretrained(base, 'gpt-lora')\nmodel.to(device)", ""),
+        "tuned": ("peft_accuracy = evaluate_model(model, test_loader)\n"
+                  "print(f'Accuracy after fine-tuning: {peft_accuracy:.4f}')", "Accuracy after fine-tuning: 0.8900"),
+        "comparison": ("print(f'Base: {base_accuracy:.4f} PEFT: {peft_accuracy:.4f}')", "Base: 0.5100 PEFT: 0.8900"),
     },
-    "a list in Markdown": {"comparison": ("", "Accuracy:\n- Original: 51%\n- Fine-tuned: 89%")},
-    "the difference is printed": {
-        "comparison": ("print('Improvement in accuracy:', 0.38)", "Improvement in accuracy: 0.38"),
+    "accelerate": {
+        "metric": (TRAIN_LOOP.replace("loss.backward()", "accelerator.backward(loss)"), ""),
+        "training": ("lora_model, optimizer, loader = accelerator.prepare(lora_model, optimizer, loader)\n"
+                     "train_loop(lora_model, loader, optimizer)", "100%|####| 10/10"),
     },
+    "a Trainer of one's own": {
+        "metric": ("class CustomTrainer(Trainer):\n    def compute_loss(self, model, inputs):\n"
+                   "        outputs = model(**inputs)\n        return cross_entropy(outputs.logits, inputs['labels'])\n"
+                   + COMPLETE["metric"][0], ""),
+        **{name: (COMPLETE[name][0].replace(" Trainer(", " CustomTrainer("), COMPLETE[name][1])
+           for name in ("untuned", "training", "tuned")},
+        "comparison": ("pd.DataFrame({'Base model': before, 'Fine-tuned model': after})",
+                       {"text/plain": "           Base model  Fine-tuned model\naccuracy   0.51   0.89"}),
+    },
+    "a helper that measures whatever `model` is": {
+        "metric": ("def evaluate_model():\n    trainer = Trainer(model=model, compute_metrics=compute_metrics)\n"
+                   "    return trainer.evaluate()", ""),
+        "untuned": ("evaluate_model()", "{'eval_accuracy': 0.51}"),
+        "peft model": ("model = get_peft_model(model, config)", ""),
+        "training": ("trainer = Trainer(model=model)\ntrainer.train()", ""),
+        "save": ("model.save_pretrained('gpt-lora')", ""),
+        "reload": ("model = AutoPeftModelForSequenceClassification.from_pretrained('gpt-lora')", ""),
+        "tuned": ("evaluate_model()", "{'eval_accuracy': 0.89}"),
+    },
+    "a helper that classifies a text": {
+        "metric": ("def classify(m, text):\n    return m(**tokenizer(text)).logits.argmax().item()", ""),
+        **{name: (f"{guesses} = [classify({model}, t) for t in texts]\n"
+                  f"acc = sum(p == l for p, l in zip({guesses}, labels)) / len(labels)\nprint('accuracy =', acc)",
+                  f"accuracy = {shown}")
+           for name, model, guesses, shown in (("untuned", "model", "a", 0.5), ("tuned", "loaded_model", "b", 0.9))},
+    },
+    "inference written by hand": {
+        name: ("correct = 0\nfor row in test:\n    with torch.no_grad():\n"
+               f"        outputs = {model}(**tokenizer(row['text'], return_tensors='pt'))\n"
+               "    if outputs.logits.argmax().item() == row['label']:\n        correct += 1\n"
+               "print(f'Accuracy: {correct / len(test)}')", f"Accuracy: {shown}")
+        for name, model, shown in (("untuned", "model", 0.5), ("tuned", "loaded_model", 0.9))
+    },
+    "predictions of a Trainer and numpy": {
+        name: (f"output = Trainer(model={model}).predict(tokenized['test'])\n"
+               "guesses = np.argmax(output.predictions, axis=1)\n"
+               "print('Test accuracy:', accuracy_score(output.label_ids, guesses))", f"Test accuracy: {shown}")
+        for name, model, shown in (("untuned", "model", 0.5), ("tuned", "loaded_model", 0.9))
+    },
+    "the evaluator of evaluate": {
+        name: (f"evaluator('text-classification').compute(model_or_pipeline={model}, data=test, metric='accuracy')",
+               f"{{'accuracy': {shown}, 'latency_in_seconds': 0.01}}")
+        for name, model, shown in (("untuned", "model", 0.5), ("tuned", "loaded_model", 0.9))
+    },
+    "torchmetrics": {
+        name: ("metric = Accuracy(task='multiclass', num_classes=2)\nfor batch in loader:\n"
+               f"    metric.update({model}(**batch).logits, batch['labels'])\nprint('accuracy', metric.compute())",
+               f"accuracy tensor({shown})")
+        for name, model, shown in (("untuned", "model", 0.5), ("tuned", "loaded_model", 0.9))
+    },
+    "Lightning": {
+        "metric": ("class Lit(pl.LightningModule):\n    def __init__(self, model):\n        self.model = model\n"
+                   "    def training_step(self, batch):\n        return self.model(**batch).loss\n"
+                   "    def test_step(self, batch):\n        self.log('test_accuracy', f(self.model(**batch)))", ""),
+        "untuned": ("pl.Trainer().test(Lit(model), loader)", "test_accuracy 0.5"),
+        "training": ("trainer = pl.Trainer(max_epochs=1)\ntrainer.fit(Lit(lora_model), loader)", "Epoch 0: 100%"),
+        "tuned": ("pl.Trainer().test(Lit(loaded_model), loader)", "test_accuracy 0.9"),
+    },
+    "reloaded and measured in one cell": {
+        "reload": None,
+        "tuned": ("peft_config = PeftConfig.from_pretrained('gpt-lora')\nname = peft_config.base_model_name_or_path\n"
+                  "inference_model = PeftModel.from_pretrained(\n"
+                  "    AutoModelForSequenceClassification.from_pretrained(name), 'gpt-lora')\n"
+                  "t = Trainer(model=inference_model, compute_metrics=compute_metrics)\nprint('PEFT:', t.evaluate())",
+                  "PEFT: {'eval_accuracy': 0.9}"),
+    },
+    "a dictionary of results": {
+        "untuned": ("results = {}\nresults['foundation'] = Trainer(model=model).evaluate()\n"
+                    "results['foundation']['eval_accuracy']", "0.51"),
+        "tuned": ("results['peft'] = Trainer(model=loaded_model).evaluate()\nresults['peft']['eval_accuracy']", "0.9"),
+        "comparison": ("for name, result in results.items():\n    print(name, result['eval_accuracy'])",
+                       "foundation 0.51\npeft 0.9"),
+    },
+    "imports under other names": {
+        "imports": ("from peft import AutoPeftModelForSequenceClassification as Loaded\n"
+                    "from peft import LoraConfig as LC, get_peft_model as wrap\n"
+                    "from transformers import (\n    AutoModelForSequenceClassification as AMSC,\n"
+                    "    AutoTokenizer as AT,\n    Trainer as T,\n)\nfrom datasets import load_dataset as ld", ""),
+        "data": ("dataset = ld('imdb')", ""),
+        "tokenizer": ("tokenizer = AT.from_pretrained('gpt2')", ""),
+        "model": ("model = AMSC.from_pretrained('gpt2')", ""),
+        "untuned": ("t = T(model=model, compute_metrics=compute_metrics)\nt.evaluate()", "{'eval_accuracy': 0.51}"),
+        "configuration": ("config = LC(task_type='SEQ_CLS')", ""),
+        "peft model": ("lora_model = wrap(model, config)", ""),
+        "training": ("t = T(model=lora_model)\nt.train()", ""),
+        "reload": ("loaded_model = Loaded.from_pretrained('gpt-lora')", ""),
+        "tuned": ("t = T(model=loaded_model, compute_metrics=compute_metrics)\nt.evaluate()", "{'eval_accuracy': 0.9}"),
+    },
+    "several configurations in a loop": {
+        "configuration": ("configs = {r: LoraConfig(task_type='SEQ_CLS', r=r) for r in (4, 8)}", ""),
+        "peft model": None,
+        "training": ("for r, config in configs.items():\n"
+                     "    model = AutoModelForSequenceClassification.from_pretrained('gpt2')\n"
+                     "    lora_model = get_peft_model(model, config)\n    trainer = Trainer(model=lora_model)\n"
+                     "    trainer.train()\n    lora_model.save_pretrained(f'gpt-lora-{r}')", ""),
+        "save": None,
+    },
+    "a Trainer that makes its model": {
+        "peft model": ("def model_init():\n    base = AutoModelForSequenceClassification.from_pretrained('gpt2')\n"
+                       "    return get_peft_model(base, config)", ""),
+        "training": ("lora_trainer = Trainer(model_init=model_init)\nlora_trainer.train()", ""),
+        "save": ("lora_trainer.model.save_pretrained('gpt-lora')", ""),
+    },
+    "training unless it is there": {
+        "training": ("if not os.path.exists('gpt-lora'):\n    lora_trainer = Trainer(model=lora_model)\n"
+                     "    lora_trainer.train()\n    lora_model.save_pretrained('gpt-lora')", ""),
+        "save": None,
+    },
+    "helpers that call helpers below them": {
+        "training": ("def main():\n    fit(lora_model)\n"
+                     "def fit(m):\n    trainer = Trainer(model=m)\n    trainer.train()\n"
+                     "if __name__ == '__main__':\n    main()", ""),
+    },
+    "type hints": {
+        "training": ("lora_trainer: Trainer = Trainer(model=lora_model)\nresult: dict = lora_trainer.train()", ""),
+        "reload": ("loaded_model: PeftModel = AutoPeftModelForSequenceClassification.from_pretrained('gpt-lora')", ""),
+    },
+    "the Trainer gets the loaded model": {
+        "tuned": ("lora_trainer.model = loaded_model.to('cuda')\nlora_trainer.evaluate()", "{'eval_accuracy': 0.9}"),
+    },
+    "by way of the Hub": {
+        "save": ("lora_model.push_to_hub('me/gpt-lora')", ""),
+        "reload": ("loaded_model = AutoPeftModelForSequenceClassification.from_pretrained('me/gpt-lora')", ""),
+    },
+    "a prompt for each text": {"configuration": ("config = PromptTuningConfig(task_type='SEQ_CLS')", "")},
+    "weights in 8 bits": {
+        "model": ("model = AutoModelForSequenceClassification.from_pretrained('gpt2', load_in_8bit=True)", "")},
     "ends with empty and commented cells": {"more": ("# TODO: tidy up", "", None), "end": ("\n", "", None)},
 }  # fmt: skip
 
@@ -329,6 +493,24 @@ WRONG = {
     "the model in memory is measured": (
         {"metric": (LOOP, ""), "tuned": ("print('Accuracy of loaded_model', evaluate_model(lora_model, loader))",
                                          "Accuracy of loaded_model 0.89")}, TUNED, "not the one in memory", False),
+    "the old trainer is measured in the cell of the reload": (
+        {"reload": (COMPLETE["reload"][0] + "\nloaded_model", ""),
+         "tuned": ("new_trainer = Trainer(model=loaded_model)\n" + MEMORY[0], MEMORY[1]),
+         "comparison": ("print('before', 0.51, 'LoRA', 0.89)", "before 0.51 LoRA 0.89")},
+        TUNED, "not the one in memory", False),
+    "the model in memory is measured by a loop": (
+        {"tuned": ("for batch in loader:\n    guesses = lora_model(**batch).logits.argmax(-1)\n"
+                   "    metric.add_batch(predictions=guesses)\nprint(metric.compute())", "{'accuracy': 0.89}")},
+        TUNED, "not the one in memory", False),
+    "a loop that trains and measures is no baseline": (
+        {"untuned": None, "peft model": ("model = get_peft_model(model, config)", ""),
+         "training": ("for epoch in range(2):\n    for batch in loader:\n        out = model(**batch)\n"
+                      "        out.loss.backward()\n    right = [model(**batch).logits.argmax() for batch in test]\n"
+                      "    print('accuracy', sum(right) / len(right))", "accuracy 0.81\naccuracy 0.84")},
+        UNTUNED, "before training", False),
+    "a small part of an epoch": (
+        {"training": (TRAIN, "TrainOutput(global_step=2, metrics={'train_runtime': 6.0, 'epoch': 0.04})")},
+        EPOCH, "an epoch or more", False),
     "another metric after than before": (
         {"tuned": (TUNED_CODE.replace("compute_metrics", "f"), "{'eval_f1': 0.89}")}, TUNED, "same metric", False),
     "nothing to compare": ({"tuned": ("x = 1", ""), "comparison": ("", "Next I would try another learning rate.")},
@@ -360,9 +542,10 @@ UNSURE = {
     "a chart": (
         {"comparison": ("plt.bar(['base', 'LoRA'], [before, after])", {"image/png": "iV", "text/plain": "<Figure>"})},
         {COMPARED: ["comparison"]}, "side by side"),
-    "plans only": ({"comparison": ("", "Next I would try a different learning rate: accuracy could improve by 5 %.")},
-                   {COMPARED: ["untuned", "tuned"]}, "say which is better"),
-    "no comparison": ({"comparison": None}, {COMPARED: ["untuned", "tuned"]}, "side by side"),
+    "an interactive chart": (
+        {"comparison": ("px.bar(x=['base', 'LoRA'], y=scores)", {"application/vnd.plotly.v1+json": {"data": []}})},
+        {COMPARED: ["comparison"]}, "side by side"),
+    "no comparison": ({"comparison": None}, {COMPARED: ["tuned"]}, "side by side"),
     "one function for everything": (
         {"training": (
             "def main():\n    model = AutoModelForSequenceClassification.from_pretrained('gpt2')\n"
@@ -378,11 +561,47 @@ UNSURE = {
          "tuned": (TUNED_CODE + "\nwith loaded_model.disable_adapter():\n    print('base', new_trainer.evaluate())",
                    "{'eval_accuracy': 0.89}\nbase {'eval_accuracy': 0.51}")},
         {UNTUNED: ["tuned"]}, "show the metric"),
+    "a copy is kept for the baseline": (
+        {"untuned": ("original = copy.deepcopy(model)", ""),
+         "tuned": (TUNED_CODE + "\nprint(Trainer(model=original).evaluate())", COMPLETE["tuned"][1])},
+        {UNTUNED: ["untuned"]}, "load it afresh"),
     "training that was not run": ({"training": (TRAIN, "", None)}, {EPOCH: ["training"]}, "train"),
     "training by code that is not seen": (
         {"training": ("start()", "{'train_runtime': 3.0, 'epoch': 1.0}")}, {EPOCH: ["training"]}, "train"),
     "a module beside the notebook": (
-        {"imports": ("from my_utils import fit", ""), "training": ("fit(lora_model)", "")}, {EPOCH: []}, "my_utils"),
+        {"imports": ("from models.fitting import fit", ""), "training": ("fit(lora_model)", "")},
+        {EPOCH: []}, "look into models"),
+    "a module for everything": (
+        {"imports": ("from steps import load, fit, measure", ""), "model": ("model = load()", ""),
+         "untuned": ("measure(model)", "accuracy 0.5"), "training": ("fit(lora_model)", ""),
+         "tuned": ("measure(loaded_model)", "accuracy 0.9")},
+        {CLASSIFIER: [], UNTUNED: ["untuned"], EPOCH: []}, ""),
+    "training of a model from elsewhere": (
+        {"imports": ("from steps import make_trainer", ""),
+         "training": ("trainer = make_trainer('lora')\ntrainer.train()", "")}, {EPOCH: ["training"]}, "train"),
+    "a notebook that is run": ({"training": ("%run train.ipynb", "")}, {EPOCH: []}, "look into train.ipynb"),
+    "a classifier of one's own": (
+        {"model": ("class Net(nn.Module):\n    def __init__(self):\n"
+                   "        self.body = AutoModel.from_pretrained('bert')\nmodel = Net()", "")},
+        {CLASSIFIER: ["model"]}, "AutoModelForSequence"),
+    "a pipeline of the saved folder": (
+        {"reload": ("pipe = pipeline('text-classification', model='gpt-lora')", ""),
+         "tuned": ("print(accuracy_score(labels, [guess['label'] for guess in pipe(texts)]))", "0.9")},
+        {LOADED: ["reload"], TUNED: ["tuned"]}, ""),
+    "weights loaded by hand": (
+        {"reload": ("fresh = get_peft_model(AutoModelForSequenceClassification.from_pretrained('gpt2'), config)\n"
+                    "fresh.load_state_dict(load_file('gpt-lora/adapter_model.safetensors'), strict=False)", ""),
+         "tuned": (TUNED_CODE.replace("loaded_model", "fresh"), COMPLETE["tuned"][1])},
+        {LOADED: ["reload"], TUNED: ["tuned"]}, ""),
+    "only some texts are classified": (
+        {"tuned": ("for text in texts[:3]:\n    print(text, loaded_model(**tokenizer(text)).logits.argmax().item())",
+                   "great film 1\nbad film 0"), "comparison": None},
+        {TUNED: ["tuned"], COMPARED: ["tuned"]}, ""),
+    "cells that Python 3.11 cannot read": (
+        {name: (f"t = Trainer(model={model})\nprint(f'accuracy {{t.evaluate()['eval_accuracy']}}')",
+                f"accuracy {shown}")
+         for name, model, shown in (("untuned", "model", 0.5), ("tuned", "loaded_model", 0.9))},
+        {}, ""),
     "a script": ({"training": ("!python train.py", "")}, {EPOCH: []}, "look into train.py"),
     "the Trainer's own checkpoint": (
         {"save": ("x = 1", ""),
@@ -390,7 +609,7 @@ UNSURE = {
         {SAVED: ["reload"]}, "save_pretrained"),
     "a classifier from the adapter's folder": (
         {"reload": ("loaded_model = AutoModelForSequenceClassification.from_pretrained('gpt-lora')", "")},
-        {LOADED: ["reload"]}, "AutoPeftModel"),
+        {LOADED: ["reload"], TUNED: ["tuned"]}, ""),
     "a language model's class for a classifier": (
         {"reload": ("loaded_model = AutoPeftModelForCausalLM.from_pretrained('gpt-lora')", "")},
         {LOADED: ["reload"]}, "AutoPeftModelForSequenceClassification"),
@@ -405,6 +624,71 @@ def test_what_could_not_be_told_is_said_with_the_cells_to_look_at(name, check):
         row, numbers = rows[requirement], sorted(number_of(cell, changes) for cell in cells)
         assert (row.answer, row.cells, row.refuses) == (UNCLEAR, numbers, False)
         assert to_do in row.to_do
+    assert not [row for name, row in rows.items() if name in REQUIRED and row.answer == MISSING and name != RUN]
+
+
+COMPARISONS = [
+    ("", "## Conclusion\nWith LoRA the model does better than the original.\n\nI am done."),
+    ("", "The PEFT model outperforms the foundation model."),
+    ("", "Accuracy improved by 38 % over the foundation model."),
+    ("", "Accuracy rose from 0.51 to 0.89."),
+    ("", "We saw the F1 score go from 51 % to 89 %."),
+    ("", "After fine-tuning, the accuracy is much higher."),
+    ("", "Compared to before, the predictions have improved."),
+    ("", "The base model had an accuracy of 51%, whereas the fine-tuned model has 89%."),
+    ("", "| Model | Accuracy |\n|---|---|\n| Pre-trained | 0.51 |\n| PEFT | 0.89 |"),
+    ("", "| Metric | Before | After |\n|---|---|---|\n| Accuracy | 51% | 89% |"),
+    ("", "Accuracy:\n- Original: 51%\n- Fine-tuned: 89%"),
+    ("", "F1 of the zero-shot model: .51. F1 with adapters: .89"),
+    ("print('Improvement in accuracy:', 0.38)", "Improvement in accuracy: 0.38"),
+    ("print('Before', before)\nprint('After', after)", "Before {'eval_accuracy': 0.5}\nAfter {'eval_accuracy': 0.9}"),
+    ("print(f'Accuracy: {base_accuracy} {lora_accuracy}')", "Accuracy: 0.51 0.89"),
+    ("pd.DataFrame(rows)", {"text/html": "<table><tr><th></th><th>untuned</th><th>tuned</th></tr><tr><th>accuracy</th>"
+                                         "<td>0.51</td><td>0.89</td></tr></table>"}),
+]  # fmt: skip
+NO_COMPARISONS = [
+    ("", "Next I would try a different learning rate: accuracy could improve by 5 %."),
+    ("", "TODO: be sure to compare the results to the results from prior to fine-tuning."),
+    ("", "The PEFT model is saved; adapters are small files of the base model."),
+    ("", "LoRA adds 0.24% of the parameters to the original model."),
+    ("", "The rank was 4, then 8."),
+    ("print('accuracy', 0.89, 'f1', 0.88)", "accuracy 0.89 f1 0.88"),
+    ("print('before LoRA fine-tuning')", "before LoRA fine-tuning"),
+]
+
+
+@pytest.mark.parametrize("cell", COMPARISONS, ids=[str(shown)[:40] for _, shown in COMPARISONS])
+def test_comparisons_as_people_write_them(cell, check):
+    assert check({"comparison": cell})[COMPARED].answer == FOUND
+
+
+@pytest.mark.parametrize("cell", NO_COMPARISONS, ids=[str(shown)[:40] for _, shown in NO_COMPARISONS])
+def test_what_is_no_comparison(cell, check):
+    assert check({"comparison": cell})[COMPARED].answer == UNCLEAR
+
+
+def test_a_comparison_that_was_announced_before_training_is_none(check):
+    heading = ("", "Fine-tuning will make the accuracy better than that of the base model. It is better than the base.")
+    assert check({"title": heading, "comparison": None})[COMPARED].answer == UNCLEAR
+
+
+@pytest.mark.parametrize(
+    ("imports", "answer"),
+    [
+        ("import steps", UNCLEAR),
+        ("from steps.models import load", UNCLEAR),
+        ("from .steps import load", UNCLEAR),
+        ("import beside", UNCLEAR),
+        ("import json, wandb\nfrom sklearn.metrics import accuracy_score", MISSING),
+        ("!pip install -q somepackage otherpackage\nimport somepackage", MISSING),
+        ('"""Loaded\nfrom the Hub"""\nx = 1', MISSING),
+    ],
+)
+def test_modules_of_ones_own_may_have_what_is_missing(imports, answer, check, tmp_path):
+    (tmp_path / "beside.py").touch()
+    (tmp_path / "json.csv").touch()
+    row = check({"imports": (imports, ""), "training": ("x = 1", "")})[EPOCH]
+    assert (row.answer, row.refuses) == (answer, answer == MISSING)
 
 
 def test_cells_are_numbered_from_one(check):
@@ -502,6 +786,8 @@ ODD = [
     "!",
     "%",
     "f = f'{a!r:>{b}}'",
+    "print('%d'\n    %(1 != 2))\n# shown as dict\n# dict as accuracy",
+    "...",
 ]
 
 
@@ -557,9 +843,9 @@ def no_folder(adapter):
     adapter.rmdir()
 
 
-def only_checkpoints(adapter):
+def broken_checkpoints(adapter):
     no_folder(adapter)
-    make_adapter(adapter / "checkpoint-500")
+    without_weights(make_adapter(adapter / "checkpoint-500"))
 
 
 HAS_ADAPTER = "the folder has the adapter's configuration and its weights"
@@ -571,7 +857,7 @@ FOLDERS = [
     (truncated_weights, HAS_ADAPTER, "save_pretrained of the PEFT model"),
     (whole_model, HAS_ADAPTER, "gpt-lora has README.md, model.safetensors"),
     (no_folder, HAS_ADAPTER, "gpt-lora has nothing"),
-    (only_checkpoints, HAS_ADAPTER, "gpt-lora has checkpoint-500"),
+    (broken_checkpoints, HAS_ADAPTER, "gpt-lora has checkpoint-500"),
 ]
 
 
@@ -591,7 +877,15 @@ def test_a_folder_elsewhere_is_accepted_with_advice(place, tmp_path):
     notebook = write_notebook(tmp_path / "project" / "n.ipynb")
     row = next(row for row in check_submission(notebook, adapter) if row.requirement == HAS_ADAPTER)
     assert (row.answer, row.refuses) == (FOUND, False)
-    assert row.to_do == f"copy {adapter} beside n.ipynb"
+    assert row.to_do == f"copy {adapter} beside the notebook"
+
+
+def test_an_adapter_within_the_folder_is_found(check, adapter):
+    no_folder(adapter)
+    make_adapter(adapter / "default")
+    os.utime(make_adapter(adapter / "runs" / "old") / "adapter_config.json", (0, 0))
+    row = check()[HAS_ADAPTER]
+    assert (row.answer, row.to_do) == (FOUND, f"copy {adapter / 'default'} beside the notebook")
 
 
 def test_a_pickle_of_an_old_peft_is_accepted_with_advice(check, adapter):
@@ -602,6 +896,9 @@ def test_a_pickle_of_an_old_peft_is_accepted_with_advice(check, adapter):
 
 def test_a_checkpoint_is_recognised(check, adapter):
     (adapter / "trainer_state.json").touch()
+    assert "this is a checkpoint" in check()[HAS_ADAPTER].to_do
+    no_folder(adapter)
+    (make_adapter(adapter / "checkpoint-500") / "trainer_state.json").touch()
     assert "this is a checkpoint" in check()[HAS_ADAPTER].to_do
 
 
