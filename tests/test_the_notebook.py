@@ -38,7 +38,7 @@ def committed():
 def executed(tmp_path_factory):
     adapter = tmp_path_factory.mktemp("notebook") / "adapter"
     comparison = f"--comparison_methods head-only ia3 lora-r8 qlora full --comparison_file {adapter}.jsonl"
-    shorter = "--comparison_steps 2 --comparison_seeds 1 --lm_num_train_epochs 0.1 --lm_max_eval_samples 32"
+    shorter = "--comparison_steps 2 --comparison_seeds 1 --lm_max_eval_samples 32"
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("LFT_ARGS", f"{BUDGET} {comparison} {shorter} --output_dir {adapter}")
