@@ -163,10 +163,12 @@ def load_texts(file: str | Path, text_column: str | None = None) -> list[str]:
 
     A missing text is an empty one, so that the rows keep their places.
     """
-    if extension(Path(file)) == ".txt":
-        return list(read_lines(Path(file)))
-    rows = _load_file(file)
-    return [text or "" for text in rows[find_text_column(rows, text_column)]]
+    if extension(Path(file)) != ".txt":
+        rows = _load_file(file)
+        return [text or "" for text in rows[find_text_column(rows, text_column)]]
+    if not (lines := list(read_lines(Path(file)))):
+        raise ValueError(f"{file} is empty; expected at least one text.")
+    return lines
 
 
 def _load_file(file: str | Path) -> Dataset:

@@ -79,12 +79,12 @@ fault = pytest.mark.reliability("fault")
              "surrogates not allowed"),
             (bad_input, "text", "rows.parquet", CSV.encode(), "Parquet magic bytes .* Expected a whole parquet"),
             (fault, "truncated", "rows.parquet", parquet(ROWS)[:-20], "Expected a whole parquet file"),
-            (bad_input, "gzipped", "rows.parquet.gz", gzip.compress(parquet(ROWS)),
+            (bad_input, "gzipped", "rows.parquet.gz", gzip.compress(parquet(ROWS), mtime=0),
              "Expected a whole parquet file with at least one row, not gzipped"),
             (bad_input, "no rows", "rows.parquet", parquet([]), "no data.* Expected .*at least one row"),
             (bad_input, "not gzipped", "rows.csv.gz", CSV.encode(), "Not a gzipped file"),
-            (fault, "truncated", "rows.csv.gz", gzip.compress(CSV.encode())[:-20], "Compressed file ended"),
-            (fault, "damaged", "rows.csv.gz", gzip.compress(CSV.encode())[:30] + b"\xff" * 99, ""),
+            (fault, "truncated", "rows.csv.gz", gzip.compress(CSV.encode(), mtime=0)[:-20], "Compressed file ended"),
+            (fault, "damaged", "rows.csv.gz", gzip.compress(CSV.encode(), mtime=0)[:30] + b"\xff" * 99, ""),
         ]
     ],
 )  # fmt: skip
@@ -120,7 +120,7 @@ def test_a_column_that_one_of_the_files_lacks_is_named(tmp_path):
         ("brackets [1] (2)*.csv", CSV.encode()),
         ("brackets [1].jsonl", JSONL.encode()),
         ("brackets [1].parquet", parquet(ROWS)),
-        ("gzipped.jsonl.gz", gzip.compress(JSONL.encode())),
+        ("gzipped.jsonl.gz", gzip.compress(JSONL.encode(), mtime=0)),
     ],
 )
 def test_an_unusual_file_is_read_as_it_is_meant(tmp_path, name, content):
@@ -217,7 +217,7 @@ def test_a_folder_without_data_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("train.csv", b""), ("train.csv", b"text,label\n"), ("train.tsv.gz", gzip.compress(b"text\tlabel\n")),
+    [("train.csv", b""), ("train.csv", b"text,label\n"), ("train.tsv.gz", gzip.compress(b"text\tlabel\n", mtime=0)),
      ("train.json", b"[]"), ("train.jsonl", b"\n"), ("train.parquet", b"")],
 )  # fmt: skip
 @pytest.mark.reliability("bad input")
@@ -302,6 +302,7 @@ def test_the_texts_of_a_table_keep_their_rows(tmp_path):
     [
         ("a.csv", "one,two\na,b\nc,d\n", r"Name the text_column: .* found \['one', 'two'\]"),
         ("a.md", "text", "no data file there. Expected a file"),
+        ("a.txt", "", "a.txt is empty; expected at least one text"),
     ],
 )
 @pytest.mark.reliability("bad input")
