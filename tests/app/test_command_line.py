@@ -205,9 +205,7 @@ def test_check_reports_what_is_missing_with_its_cells(trained, run, tmp_path):
     assert re.search(r"^found +a PEFT configuration is made, cell \d+, ", output, re.MULTILINE)
     status, output, _ = run("check", NOTEBOOK, trained[0])
     assert status == 0
-    assert re.search(
-        r"^found +the folder has the adapter's .*: copy .* beside LightweightFineTuning.ipynb$", output, re.M
-    )
+    assert re.search(r"^found +the folder has the adapter's .*: copy .* beside the notebook$", output, re.M)
 
 
 def test_package_writes_the_zip_that_was_named(trained, run, tmp_path):

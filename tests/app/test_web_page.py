@@ -16,6 +16,7 @@ from peft_helpers.modeling import load_model
 
 # Gradio 6 uses what pandas 3 keeps without effect; not ours to mend.
 pytestmark = pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")
+NO_GRADIO = "gradio, an optional requirement, is not installed"
 BASE, TUNED = "Before fine-tuning", "After fine-tuning"
 MARKUP = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>"
 
@@ -55,6 +56,7 @@ def test_both_models_give_each_label_its_probability(peft_model, untuned, tokeni
 
 @pytest.mark.reliability("fault")
 def test_a_base_model_that_has_gone_is_named(adapter_dir, args):
+    pytest.importorskip("gradio", reason=NO_GRADIO)
     save_recipe(args.replace(model_name_or_path="./gone"), adapter_dir)
     with pytest.raises(FileNotFoundError, match=r"model_name_or_path is './gone': expected a folder"):
         open_page(adapter_dir)
@@ -62,6 +64,7 @@ def test_a_base_model_that_has_gone_is_named(adapter_dir, args):
 
 @pytest.mark.reliability("fault")
 def test_an_adapter_is_checked_before_it_is_loaded(adapter_dir):
+    pytest.importorskip("gradio", reason=NO_GRADIO)
     (adapter_dir / "adapter_model.safetensors").rename(adapter_dir / "adapter_model.bin")
     with pytest.raises(FileNotFoundError, match="Pickled weights can run any code"):
         open_page(adapter_dir)
@@ -121,7 +124,7 @@ def test_a_folder_without_an_adapter_is_refused(tmp_path):
 @pytest.fixture
 def opened(adapter_dir, tmp_path, monkeypatch):
     """Open the page of an adapter; it is closed when the test ends."""
-    pytest.importorskip("gradio", reason="gradio, an optional requirement, is not installed")
+    pytest.importorskip("gradio", reason=NO_GRADIO)
     pages = []
     monkeypatch.chdir(tmp_path)
 
