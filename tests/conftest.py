@@ -13,6 +13,7 @@ os.environ["MPLBACKEND"] = "agg"
 import logging
 import tracemalloc
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 
 import bitsandbytes
@@ -35,6 +36,9 @@ from peft_helpers.tiny_gpt2.pretrain import train_tokenizer
 GOOD = ["a fine film", "what a lovely, warm and funny story", "good", "the cast is a joy to watch from start to end"]
 BAD = ["a dull film", "what a sad, cold and tired story", "bad", "the cast is a pain to watch from start to end"]
 LABELS = ["negative", "positive"]
+# The option has an older name in transformers 5.17.
+IS_NEW = "activation_checkpointing" in {option.name for option in fields(transformers.TrainingArguments)}
+CHECKPOINTING = {"activation_checkpointing" if IS_NEW else "gradient_checkpointing": True}
 
 # `--hypothesis-profile=thorough` draws 50,000 examples for each property of test_properties.py.
 for profile, examples in (("suite", 300), ("thorough", 50_000)):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import CHECKPOINTING
 from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
@@ -22,9 +23,7 @@ def test_a_new_or_empty_folder_is_fine(args):
 def test_the_same_recipe_may_save_again(saved, args):
     check_output_dir(args)
     check_output_dir(args.replace(comparison_steps=9))
-    check_output_dir(
-        args.replace(per_device_eval_batch_size=1, activation_checkpointing=True)
-    )  # after too little memory
+    check_output_dir(args.replace(per_device_eval_batch_size=1, **CHECKPOINTING))  # after too little memory
 
 
 @pytest.mark.reliability("bad input")

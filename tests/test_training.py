@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from conftest import CHECKPOINTING
 from transformers import TrainerCallback, set_seed
 
 from peft_helpers import (
@@ -16,7 +17,8 @@ from peft_helpers import (
     make_trainer,
     predict,
 )
-from peft_helpers.training import CLASSIFICATION, TrainingArguments
+from peft_helpers.distributed import compute_dtype
+from peft_helpers.training import CLASSIFICATION
 
 # Arguments
 
@@ -41,12 +43,11 @@ def test_the_arguments_are_transformers_own_with_other_defaults(args):
     assert args.replace(eval_strategy="epoch", save_strategy="epoch", report_to="none").training.eval_steps is not None
 
 
-@pytest.mark.parametrize(("native", "expected"), [(True, (True, False)), (False, (False, True))])
-def test_mixed_precision_follows_the_gpu(monkeypatch, native, expected):
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_mixed_precision_follows_the_gpu(monkeypatch, native, dtype):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
-    arguments = TrainingArguments()
-    assert (arguments.bf16, arguments.fp16) == expected
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: native)
+    assert compute_dtype() == dtype
 
 
 def test_a_cpu_trains_in_full_precision(args):
@@ -140,7 +141,7 @@ def train_and_keep_gradients(trainer) -> dict[str, torch.Tensor]:
 
 
 def test_activation_checkpointing_gives_the_same_model_and_loses_no_gradient(new_trainer):
-    usual, saving = new_trainer(), new_trainer(activation_checkpointing=True)
+    usual, saving = new_trainer(), new_trainer(**CHECKPOINTING)
     before = fingerprint_parameters(saving.model)
     passes = []
     mlp = saving.model.get_base_model().transformer.h[0].mlp
