@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, DataCollatorWithPadding
+from transformers import AutoConfig, AutoModel, DataCollatorWithPadding
 
 from peft_helpers.comparison import runner
 from peft_helpers.comparison.methods import METHODS, adapt_model
@@ -21,7 +19,7 @@ from peft_helpers.comparison.runner import (
     watch_memory,
 )
 from peft_helpers.data import prepare_splits
-from peft_helpers.modeling import check_model, load_model, model_arguments, quantization_problem
+from peft_helpers.modeling import load_model
 from peft_helpers.training import CLASSIFICATION, predict
 
 LABELS = ["negative", "positive"]
@@ -277,46 +275,3 @@ def test_evaluating_and_saving_leave_the_quantized_model_as_it_is_and_it_can_be_
     assert not any(getattr(state, "packing_format_for_cpu", False) for state in states)
     quantized.score.requires_grad_()
     quantized.train()(**batch, labels=torch.tensor([1, 0])).loss.backward()
-
-
-def test_without_care_bitsandbytes_repacks_the_weights_where_the_processor_has_avx512_bf16(args, processor):
-    """If this fails, bitsandbytes has changed, and `prepare_model` may no longer need to prevent it."""
-    model_args = args.replace(load_in_4bit=True).model
-    model = AutoModelForSequenceClassification.from_pretrained(
-        model_args.model_name_or_path, **model_arguments(model_args, LABELS)
-    ).eval()
-    model.config.pad_token_id = 0
-    inputs = {"input_ids": torch.ones(1, 3, dtype=torch.int64)}
-    if not processor:
-        assert model(**inputs).logits.shape == (1, 2)
-        return
-    with torch.no_grad(), pytest.raises(AssertionError, match="N must be divisible by block_n"):
-        model(**inputs)
-
-
-def test_bitsandbytes_works_here():
-    assert quantization_problem() is None
-
-
-@pytest.mark.reliability("fault")
-def test_where_bitsandbytes_does_not_work_the_reason_is_told(monkeypatch, args):
-    def broken(*arguments, **options):
-        raise RuntimeError("no kernel image")
-
-    monkeypatch.setattr("bitsandbytes.nn.Linear4bit", broken)
-    reason = "bitsandbytes cannot quantize on this machine (RuntimeError: no kernel image)"
-    assert quantization_problem() == reason
-    with pytest.raises(ValueError, match=r"load_in_4bit is asked for, but bitsandbytes cannot .*Leave it out"):
-        check_model(args.replace(load_in_4bit=True))
-
-
-@pytest.mark.reliability("fault")
-def test_where_bitsandbytes_cannot_be_imported_the_reason_is_told(monkeypatch):
-    monkeypatch.setitem(sys.modules, "bitsandbytes.nn", None)
-    assert quantization_problem().startswith("bitsandbytes cannot quantize on this machine (ModuleNotFoundError: ")
-
-
-def test_the_note_of_bitsandbytes_on_an_optional_kernel_is_kept_off_the_output():
-    code = "import peft_helpers, logging; logging.getLogger('bitsandbytes.backends.cpu.ops').warning('Failed to load')"
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert process.stderr == ""
