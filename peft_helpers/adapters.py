@@ -9,7 +9,7 @@ from peft import PeftModel
 
 from peft_helpers.arguments import Arguments, find_model
 from peft_helpers.distributed import main_process_first
-from peft_helpers.interruptions import check_place, finish_replacing
+from peft_helpers.interruptions import CHECKPOINTS_RUN_FILE, check_place, finish_replacing
 
 RUN_FILE = "run_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -24,10 +24,10 @@ def describe_recipe(args: Arguments) -> dict[str, object]:
     return asdict(args.model) | asdict(args.data) | asdict(args.lora) | training
 
 
-def save_recipe(args: Arguments, folder: str | Path) -> None:
+def save_recipe(args: Arguments, folder: str | Path, name: str = RUN_FILE) -> None:
     """Write `describe_recipe` to ``folder``: a later run is told from another one, and an adapter knows its model."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    Path(folder, RUN_FILE).write_text(json.dumps(describe_recipe(args), indent=2) + "\n", encoding="utf-8")
+    Path(folder, name).write_text(json.dumps(describe_recipe(args), indent=2) + "\n", encoding="utf-8")
 
 
 def check_output_dir(args: Arguments) -> None:
@@ -61,10 +61,11 @@ def _find_difference(folder: Path, args: Arguments) -> str:
     """Return how what ``folder`` holds differs from what ``args`` would make, or nothing."""
     is_started = any(folder.glob("checkpoint-*")) or (folder / ADAPTER_CONFIG).is_file()
     if not is_started:
-        others = [path.name for path in folder.iterdir() if path.name != RUN_FILE]
+        others = [path.name for path in folder.iterdir() if path.name != CHECKPOINTS_RUN_FILE]
         return f"holds no adapter but {', '.join(sorted(others)[:5])}" if others else ""
+    file = folder / CHECKPOINTS_RUN_FILE
     try:
-        saved = dict(json.loads((folder / RUN_FILE).read_text(encoding="utf-8")))
+        saved = dict(json.loads((file if file.is_file() else folder / RUN_FILE).read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):  # missing, or not a JSON object
         return "holds an adapter of unknown origin"
     saved["model_name_or_path"] = find_model(str(saved.get("model_name_or_path")))

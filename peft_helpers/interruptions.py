@@ -18,6 +18,8 @@ from peft_helpers.distributed import process_state
 
 # What the command line adds to an adapter. With a new adapter they would be out of date.
 RESULTS_FILE, FIGURES = "results.json", ("before_after.png", "training.png", "confusions.png")
+# The recipe of the checkpoints: an adapter that is still in the folder may be of another one, and keeps its own.
+CHECKPOINTS_RUN_FILE = "run_config_of_checkpoints.json"
 _LESS_MEMORY = (
     "Take less and run again: a smaller --per_device_train_batch_size with more --gradient_accumulation_steps (as many "
     "examples for each update as before), a smaller --per_device_eval_batch_size, --activation_checkpointing (computes "
@@ -62,6 +64,7 @@ def guard_training(trainer: Trainer) -> Iterator[str | None]:
     elif main:
         for path in folder.glob("checkpoint-*"):
             shutil.rmtree(path)
+        Path(folder, CHECKPOINTS_RUN_FILE).unlink(missing_ok=True)
 
 
 def find_checkpoint(folder: Path) -> str | None:

@@ -23,7 +23,7 @@ from peft_helpers.adapters import save_recipe
 from peft_helpers.arguments import OPTIONS, Arguments, TrainingOptions
 from peft_helpers.batches import LengthTrainer, longest_first
 from peft_helpers.distributed import compute_dtype, process_state, report_idle_gpus
-from peft_helpers.interruptions import check_space, explain_out_of_memory
+from peft_helpers.interruptions import CHECKPOINTS_RUN_FILE, check_space, explain_out_of_memory
 from peft_helpers.metrics import compute_metrics_and_loss
 from peft_helpers.modeling import Task
 from peft_helpers.tokenization import tokenize_splits
@@ -114,7 +114,7 @@ def make_trainer(
     train, validation = tokenized["train"], tokenized["validation"]
     _check_steps(train, args.training)
     check_space(args.training.output_dir, model, args.training.save_total_limit + 1)  # one more while it is written
-    save_recipe(args, args.training.output_dir)  # beside the checkpoints: another run is told from this one
+    save_recipe(args, args.training.output_dir, CHECKPOINTS_RUN_FILE)
     stream = {"accelerator_config": {"dispatch_batches": False}} if isinstance(train, IterableDataset) else {}
     return LengthTrainer(
         model=model,

@@ -10,7 +10,7 @@ from conftest import CHECKPOINTING
 from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
-from peft_helpers import check_output_dir, describe_adapter, make_arguments
+from peft_helpers import check_output_dir, describe_adapter, guard_training, make_arguments
 from peft_helpers.adapters import save_recipe
 
 
@@ -149,3 +149,13 @@ def test_another_process_saves_the_same_bytes(tmp_path):
 
 def test_no_path_of_this_machine_is_saved(saved, args):
     assert str(saved.parent) not in (saved / "run_config.json").read_text()
+
+
+def test_an_adapter_keeps_its_recipe_until_the_run_that_replaces_it_has_ended(saved, new_trainer, args):
+    before, other = (saved / "run_config.json").read_bytes(), args.replace(lora_r=4)
+    trainer = new_trainer(lora_r=4, overwrite_output_dir=True)
+    assert (saved / "run_config.json").read_bytes() == before
+    check_output_dir(other)  # what was begun goes on
+    with guard_training(trainer):
+        trainer.train()
+    assert not (saved / "run_config_of_checkpoints.json").exists()

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from bitsandbytes.nn import Linear4bit
 from transformers import AutoConfig, AutoModel, DataCollatorWithPadding
 
 from peft_helpers.comparison import runner
@@ -20,7 +19,7 @@ from peft_helpers.comparison.runner import (
 )
 from peft_helpers.data import prepare_splits
 from peft_helpers.modeling import load_model
-from peft_helpers.training import CLASSIFICATION, predict
+from peft_helpers.training import CLASSIFICATION
 
 LABELS = ["negative", "positive"]
 
@@ -244,34 +243,3 @@ def test_an_earlier_peak_does_not_count():
     with watch_memory() as memory:
         hold(20)
     assert 10e6 < max(memory) - memory[0] < 45e6
-
-
-@pytest.fixture
-def quantized(args, tokenizer, processor):
-    return load_model(args.replace(load_in_4bit=True), tokenizer, CLASSIFICATION, LABELS)
-
-
-def test_the_linear_layers_are_quantized_and_the_head_is_not(quantized, model):
-    kinds = {type(module) for name, module in quantized.named_modules() if name.endswith("attn.c_attn")}
-    assert kinds == {Linear4bit}
-    assert quantized.score.weight.dtype == torch.float32
-    assert torch.equal(quantized.score.weight, model.score.weight)
-
-
-def test_the_untrained_quantized_model_can_be_evaluated(quantized, tokenizer, tokenized, args, model):
-    in_4_bits = predict(quantized, tokenizer, tokenized["test"], args).predictions
-    full = predict(model, tokenizer, tokenized["test"], args).predictions
-    assert 0 < abs(in_4_bits - full).max() < 0.2 * abs(full).max()
-
-
-def test_evaluating_and_saving_leave_the_quantized_model_as_it_is_and_it_can_be_trained(quantized, tokenizer):
-    batch = tokenizer(["a fine film", "bad"], return_tensors="pt", padding=True)
-    with torch.no_grad():
-        before = quantized.eval()(**batch).logits
-        quantized.state_dict()
-        assert torch.equal(quantized(**batch).logits, before)
-    states = [module.weight.quant_state for module in quantized.modules() if isinstance(module, Linear4bit)]
-    assert states
-    assert not any(getattr(state, "packing_format_for_cpu", False) for state in states)
-    quantized.score.requires_grad_()
-    quantized.train()(**batch, labels=torch.tensor([1, 0])).loss.backward()
