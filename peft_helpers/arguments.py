@@ -89,17 +89,10 @@ class TrainingOptions:
     per_device_train_batch_size: int = _option(16, "training examples per step and device")
     per_device_eval_batch_size: int = _option(128, "evaluation examples per step and device; fewer of long ones")
     gradient_accumulation_steps: int = _option(1, "batches whose gradients are added up for one update")
+    bf16: bool | None = _option(None, "compute in bfloat16 (default: where the GPU or the CPU has it)")
     seed: int = _option(42, "seed of the head, of LoRA, of the order of examples and of subsets")
     output_dir: str = _option("lora_adapter", "folder of the adapter, and of checkpoints while training lasts")
     overwrite_output_dir: bool = _option(False, "replace the adapter of another run in output_dir")
-
-    def __post_init__(self) -> None:
-        if self.max_steps in (0, 1):
-            raise ValueError(
-                f"max_steps is {self.max_steps}; it must be at least 2: the first has a learning rate of 0."
-            )
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed is {self.seed}; it must be at least 0 and below 2**32.")
 
 
 @dataclass(frozen=True)
@@ -149,8 +142,10 @@ class Arguments:
         for name, value in self.describe().items():
             if name not in _NOT_ALWAYS_POSITIVE and type(value) in (int, float) and not value > 0:
                 raise ValueError(f"{name} is {value}; it must be greater than 0.")
-        if self.comparison.comparison_steps < 2:
-            raise ValueError("comparison_steps is 1; it must be at least 2: the first has a learning rate of 0.")
+        if 1 in (self.training.max_steps, self.comparison.comparison_steps):
+            raise ValueError(
+                "Two steps are the least (max_steps, comparison_steps): the first has a learning rate of 0."
+            )
         if self.data.streaming and self.training.max_steps < 0:
             raise ValueError("streaming needs --max_steps: the end of a stream is not known before it is reached.")
 

@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
+from peft_helpers.distributed import hold_in_bfloat16
+
 JITTER = 0.05  # of a length: enough that long examples too, which seldom share a length, have new neighbors each epoch
 # Tokens of a batch in evaluation, padding included: where the rate of a CPU, or of a GPU, stops rising.
 EVALUATION_TOKENS = {"cpu": 2_048, "cuda": 32_768}
@@ -56,6 +58,8 @@ class LengthTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        if self.args.bf16:
+            hold_in_bfloat16(self.model)
         # GPT-2's classifier ignores num_items_in_batch, and nobody would divide its loss by gradient_accumulation_steps
         # (transformers issue 47688). Its language model divides by it, but the Trainer counts the first token of each
         # row, which is not predicted (transformers pull request 46204 leaves out GPT2LMHeadModel).

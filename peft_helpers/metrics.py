@@ -13,12 +13,7 @@ from transformers.trainer_utils import PredictionOutput
 
 from peft_helpers.distributed import compute_dtype
 
-METRIC_NAMES = {
-    "accuracy": "accuracy",
-    "precision": "precision (macro)",
-    "recall": "recall (macro)",
-    "f1": "F1 (macro)",
-}
+METRIC_NAMES = {"accuracy": "accuracy"} | {name.lower(): f"{name} (macro)" for name in ("precision", "recall", "F1")}
 
 
 class ClassificationMetrics(evaluate.Metric):

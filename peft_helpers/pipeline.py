@@ -9,12 +9,7 @@ from pathlib import Path
 
 from datasets import DatasetDict
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import PredictionOutput
 
 from peft_helpers.adapters import RUN_FILE, check_output_dir, describe_adapter

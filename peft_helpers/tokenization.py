@@ -51,8 +51,7 @@ def check_texts(texts: list[str]) -> list[str]:
         except UnicodeEncodeError as error:
             raise ValueError(
                 f"Text {number} has half of a surrogate pair, {text[error.start]!r}, at position {error.start}; "
-                "expected whole characters. text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') joins "
-                "the halves and replaces those without the other."
+                "expected whole characters."
             ) from error
     return list(texts)
 

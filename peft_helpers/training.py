@@ -4,7 +4,7 @@ import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
     EarlyStoppingCallback,
+    HfArgumentParser,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -60,11 +61,9 @@ class TrainingArguments(TrainingOptions, transformers.TrainingArguments):
     report_to: str = "none"
     disable_tqdm: bool = False
     log_level_replica: str = "error"
-    bf16: bool | None = None
     fp16: bool | None = None
 
     def __post_init__(self) -> None:
-        TrainingOptions.__post_init__(self)
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # else processes do not know of each other
         self.bf16 = compute_dtype() == torch.bfloat16 if self.bf16 is None else self.bf16
         self.fp16 = compute_dtype() == torch.float16 if self.fp16 is None else self.fp16
@@ -80,18 +79,17 @@ class TrainingArguments(TrainingOptions, transformers.TrainingArguments):
         return min(super().n_gpu, 1)
 
 
+ALL_OPTIONS = [TrainingArguments if group is TrainingOptions else group for group in OPTIONS]
+
+
 def make_arguments(**options) -> Arguments:
     """Return the arguments of a run from options by name, whatever their group; the others have their defaults.
 
     Raises:
         ValueError: an option is not known, or out of range.
     """
-    groups = [TrainingArguments if group is TrainingOptions else group for group in OPTIONS]
-    names = [{field.name for field in fields(group)} & options.keys() for group in groups]
-    if unknown := options.keys() - set().union(*names) - {"profile"}:
-        raise ValueError(f"there is no option {', '.join(sorted(unknown))}")
-    made = [group(**{name: options[name] for name in of}) for group, of in zip(groups, names, strict=True)]
-    return Arguments(*made, options.get("profile", "auto"))
+    profile = options.pop("profile", "auto")
+    return Arguments(*HfArgumentParser(ALL_OPTIONS).parse_dict(options), profile)
 
 
 def make_trainer(
@@ -111,26 +109,25 @@ def make_trainer(
         OSError: the disk has too little space; see `check_space`.
     """
     report_idle_gpus()
-    train, validation = tokenized["train"], tokenized["validation"]
-    _check_steps(train, args.training)
-    check_space(args.training.output_dir, model, args.training.save_total_limit + 1)  # one more while it is written
-    save_recipe(args, args.training.output_dir, CHECKPOINTS_RUN_FILE)
-    stream = {"accelerator_config": {"dispatch_batches": False}} if isinstance(train, IterableDataset) else {}
-    return LengthTrainer(
-        model=model,
-        args=replace(
-            args.training,
-            metric_for_best_model=task.metric_for_best_model,
-            greater_is_better=task.greater_is_better,
-            **stream,  # each process reads the stream and takes its share
-        ),
-        train_dataset=train,
-        eval_dataset=validation.select(longest_first(validation)),
-        processing_class=tokenizer,
-        data_collator=task.make_data_collator(tokenizer),
-        compute_metrics=task.compute_metrics,
-        callbacks=[EarlyStoppingCallback(PATIENCE)] if args.training.eval_strategy != "no" else [],
+    train, validation, arguments = tokenized["train"], tokenized["validation"], args.training
+    _check_steps(train, arguments)
+    check_space(arguments.output_dir, model, arguments.save_total_limit + 1)  # one more while it is written
+    save_recipe(args, arguments.output_dir, CHECKPOINTS_RUN_FILE)
+    options = {"metric_for_best_model": task.metric_for_best_model, "greater_is_better": task.greater_is_better}
+    if isinstance(train, IterableDataset):
+        options["accelerator_config"] = {"dispatch_batches": False}  # each process reads it and takes its share
+    callbacks = [EarlyStoppingCallback(PATIENCE)] if arguments.eval_strategy != "no" else []
+    arguments, validation = replace(arguments, **options), validation.select(longest_first(validation))
+    return _new_trainer(
+        model, tokenizer, arguments, task, train_dataset=train, eval_dataset=validation, callbacks=callbacks
     )
+
+
+def _new_trainer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arguments: TrainingArguments, task: Task, **options
+) -> LengthTrainer:
+    options |= {"data_collator": task.make_data_collator(tokenizer), "compute_metrics": task.compute_metrics}
+    return LengthTrainer(model, arguments, processing_class=tokenizer, **options)
 
 
 def _check_steps(train: Dataset | IterableDataset, args: TrainingArguments) -> None:
@@ -161,20 +158,10 @@ def predict(
     Raises:
         MemoryError: memory ran out; see `explain_out_of_memory`.
     """
-    order = longest_first(dataset)
+    order, is_loss = longest_first(dataset), task.compute_metrics is None
+    options = {"disable_tqdm": disable_tqdm, "prediction_loss_only": is_loss, **NO_EVALUATION}
     with tempfile.TemporaryDirectory() as folder, allow_4bit(model):
-        trainer = LengthTrainer(
-            model=model,
-            args=replace(
-                args.training,
-                output_dir=folder,
-                disable_tqdm=disable_tqdm,
-                prediction_loss_only=task.compute_metrics is None,
-                **NO_EVALUATION,
-            ),
-            data_collator=task.make_data_collator(tokenizer),
-            compute_metrics=task.compute_metrics,
-        )
+        trainer = _new_trainer(model, tokenizer, replace(args.training, output_dir=folder, **options), task)
         with explain_out_of_memory(trainer):
             output = trainer.predict(dataset.select(order))
     output.metrics["test_examples"] = len(order)

@@ -36,11 +36,11 @@ def test_arguments_cannot_be_changed(args):
     [
         ({"max_length": 0}, "max_length is 0; it must be greater than 0"),
         ({"lora_dropout": 1.0}, "lora_dropout is 1.0; it must be at least 0 and below 1"),
-        ({"max_steps": 1}, "max_steps is 1; it must be at least 2"),
+        ({"max_steps": 1}, "Two steps are the least"),
         ({"streaming": True}, "streaming needs --max_steps"),
         ({"streaming": True, "max_steps": 4, "max_train_samples": 8}, "streaming takes no --max_train_samples"),
         ({"streaming": True, "max_steps": 4, "dataset_name": "bbc-news"}, "bbc-news cannot be streamed"),
-        ({"epochs": 3}, "there is no option epochs"),
+        ({"epochs": 3}, "not used.*epochs"),
     ],
 )
 def test_values_that_make_no_run_are_refused(options, message):

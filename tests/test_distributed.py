@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from conftest import CPU_HAS_BFLOAT16
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 import peft_helpers as helpers
 from peft_helpers import distributed, interruptions, training
+from peft_helpers.metrics import rounding_bound
 from peft_helpers.modeling import load_model
 
 SCRIPT = Path(__file__).with_name("short_run.py")
@@ -89,7 +91,8 @@ LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"
           "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0")  # fmt: skip
 # Without dropout, whose masks would differ. 20 texts make more than 80 chunks, so that 10 steps of 8 end before an
 # incomplete last batch, which Accelerate fills up for the second process. 20 test rows are no multiple of 2 * 3.
-SAME_BATCH = "--lora_dropout 0 --max_train_samples 20 --max_steps 10 --per_device_eval_batch_size 3"
+# In bfloat16 a sum over half of a batch is rounded more coarsely than the tolerances here.
+SAME_BATCH = "--bf16 false --lora_dropout 0 --max_train_samples 20 --max_steps 10 --per_device_eval_batch_size 3"
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +197,50 @@ def test_one_gpu_needs_no_line(new_trainer, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     new_trainer()
     assert "GPU" not in capsys.readouterr().out
+
+
+def test_a_cpu_has_bfloat16_if_it_names_it_and_is_faster_with_it(monkeypatch):
+    seconds = {torch.bfloat16: 1, torch.float32: 2}
+    named = {"avx2": True, "avx512_bf16": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: named)
+    monkeypatch.setattr(distributed, "_time_product", seconds.get)
+    has_bfloat16 = CPU_HAS_BFLOAT16.__wrapped__
+    assert has_bfloat16()
+    seconds[torch.bfloat16] = 30  # emulated
+    assert not has_bfloat16()
+    seconds[torch.bfloat16], named["avx512_bf16"] = 1, False
+    assert not has_bfloat16()
+
+
+def test_frozen_linear_weights_are_held_in_bfloat16_and_what_is_trained_or_looked_up_is_not(peft_model):
+    distributed.hold_in_bfloat16(peft_model)
+    held = {name for name, parameter in peft_model.named_parameters() if parameter.dtype == torch.bfloat16}
+    assert held == {name for name, _ in peft_model.named_parameters() if "base_layer" in name or "original" in name}
+
+
+def test_holding_weights_in_bfloat16_changes_no_bit_under_autocast_and_works_without(peft_model, tokenized, tokenizer):
+    batch = tokenizer.pad(tokenized["test"].select_columns(["input_ids", "attention_mask"])[:], return_tensors="pt")
+    logits = []
+    peft_model.eval()
+    with torch.no_grad():
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16):
+                logits.append(peft_model(**batch).logits)
+            distributed.hold_in_bfloat16(peft_model)
+        without = peft_model(**batch).logits
+    assert torch.equal(*logits)
+    tolerance = rounding_bound(torch.bfloat16) * without.abs().max().item()
+    torch.testing.assert_close(without.float(), logits[0].float(), rtol=0, atol=tolerance)
+
+
+def test_an_output_layer_that_shares_the_embeddings_weights_keeps_32_bits(tiny_model_dir):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir).requires_grad_(False)
+    distributed.hold_in_bfloat16(model)
+    assert model.lm_head.weight is model.transformer.wte.weight
+    assert model.lm_head.weight.dtype == torch.float32
+    assert model.transformer.h[0].mlp.c_fc.weight.dtype == torch.bfloat16
+
+
+def test_what_full_fine_tuning_trains_keeps_32_bits(model):
+    distributed.hold_in_bfloat16(model)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}

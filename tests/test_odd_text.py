@@ -118,12 +118,6 @@ def test_what_is_no_text_is_named(peft_model, tokenizer, texts, message):
         classify_texts(peft_model, tokenizer, texts)
 
 
-def test_the_remedy_for_surrogates_works(peft_model, tokenizer):
-    joined = "\ud83d\ude00 \ud800".encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    assert joined == "😀 \ufffd"
-    assert len(classify_texts(peft_model, tokenizer, [joined])) == 1
-
-
 def test_a_column_of_a_data_set_is_a_list_of_texts(peft_model, tokenizer, raw):
     assert len(classify_texts(peft_model, tokenizer, raw["validation"]["text"])) == 8
 

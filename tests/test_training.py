@@ -11,6 +11,7 @@ from transformers import TrainerCallback, set_seed
 from peft_helpers import (
     changed_parameters,
     compute_metrics,
+    distributed,
     fingerprint_parameters,
     guard_training,
     make_arguments,
@@ -32,7 +33,7 @@ def test_every_option_has_its_place_whatever_its_group():
 
 @pytest.mark.reliability("bad input")
 def test_an_option_that_is_not_known_is_named():
-    with pytest.raises(ValueError, match="there is no option rank"):
+    with pytest.raises(ValueError, match=r"not used.*rank"):
         make_arguments(rank=8)
 
 
@@ -50,8 +51,12 @@ def test_mixed_precision_follows_the_gpu(monkeypatch, native, dtype):
     assert compute_dtype() == dtype
 
 
-def test_a_cpu_trains_in_full_precision(args):
-    assert (args.training.bf16, args.training.fp16, args.training.use_cpu) == (False, False, True)
+@pytest.mark.parametrize("has_bfloat16", [False, True])
+def test_a_cpu_trains_in_bfloat16_where_it_has_it_unless_told_otherwise(args, monkeypatch, has_bfloat16):
+    monkeypatch.setattr(distributed, "cpu_has_bfloat16", lambda: has_bfloat16)
+    training = args.replace(bf16=None, fp16=None).training
+    assert (training.bf16, training.fp16, training.use_cpu) == (has_bfloat16, False, True)
+    assert not args.replace(bf16=False).training.bf16
 
 
 # Training
