@@ -1,20 +1,14 @@
 """What one run does: its options, in groups; `profiles.parse_arguments` makes them."""
 
-import os
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from peft_helpers.tiny_gpt2 import TINY_GPT2, find_model  # noqa: F401
 
 if TYPE_CHECKING:
     from peft_helpers.training import TrainingArguments
 
 BBC_NEWS = "bbc-news"
-_TINY_GPT2 = Path(__file__).parent / "tiny_gpt2"
-try:
-    # "./" keeps the name from being read as a Hub id, wherever the notebook runs.
-    TINY_GPT2 = "./" + os.path.relpath(_TINY_GPT2).replace(os.sep, "/")
-except ValueError:  # on another drive of Windows
-    TINY_GPT2 = _TINY_GPT2.as_posix()
 
 _NOT_ALWAYS_POSITIVE = ("lora_dropout", "seed", "max_steps")
 COMPARISON_METHODS = ["head-only", "ln-tuning", "ia3", "lora-r8", "dora", "lora-all-linear", "qlora", "full"]
@@ -168,14 +162,3 @@ class Arguments:
 OPTIONS = (
     ModelArguments, DataArguments, LoraArguments, TrainingOptions, ComparisonArguments, LanguageModelingArguments
 )  # fmt: skip
-
-
-def find_model(model_name_or_path: str) -> str:
-    """Return the name that the model is loaded by from here: `TINY_GPT2` for the embedded one, else the name itself.
-
-    An adapter names the embedded model by a path from the folder in which it was trained; from another folder, or on
-    another machine, there is nothing at that path.
-    """
-    path = Path(model_name_or_path)
-    is_gone = path.parts[-2:] == _TINY_GPT2.parts[-2:] and not path.exists()
-    return TINY_GPT2 if is_gone or path.resolve() == _TINY_GPT2.resolve() else model_name_or_path

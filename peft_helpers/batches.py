@@ -1,13 +1,14 @@
-"""Batches of similar length, in training and in evaluation: padding is computed for nothing."""
+"""Batches of similar length, since padding is computed for nothing; and how long they take."""
 
 import math
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from peft_helpers.distributed import hold_in_bfloat16
@@ -53,6 +54,14 @@ def batch_by_tokens(lengths: list[int], max_tokens: int, max_rows: int) -> list[
     return batches
 
 
+def count_steps(train: Dataset | IterableDataset, args: TrainingArguments) -> int:
+    """Return the number of updates in a whole run."""
+    if args.max_steps > 0:
+        return args.max_steps
+    rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return math.ceil(args.num_train_epochs * math.ceil(train.num_rows / rows))
+
+
 class LengthTrainer(Trainer):
     """A Trainer for datasets with a column ``length``: batches of similar length, in evaluation of similar tokens."""
 
@@ -95,6 +104,50 @@ class LengthTrainer(Trainer):
         batches = batch_by_tokens(test_dataset["length"][:], tokens, self.args.eval_batch_size)
         dataset = self._remove_unused_columns(test_dataset, "test")
         return self.accelerator.prepare(DataLoader(dataset, batch_sampler=batches, collate_fn=self.data_collator))
+
+
+def time_steps(trainer: LengthTrainer) -> tuple[float, float]:
+    """Return the seconds of an update and of an example's evaluation, from three batches: short, middling and long.
+
+    Nothing is learned from them: the gradients are dropped.
+    """
+    rows, order = trainer.args.train_batch_size, longest_first(trainer.train_dataset)
+    dataset = trainer._remove_unused_columns(trainer.train_dataset, "training")
+    starts = [round(share * max(0, len(order) - rows)) for share in (5 / 6, 5 / 6, 1 / 2, 1 / 6)]  # the first warms up
+    batches = [trainer.data_collator([dataset[int(n)] for n in order[start : start + rows]]) for start in starts]
+    model = trainer.model.to(trainer.args.device).train()
+
+    def time_pass(batch: dict, is_training: bool) -> float:
+        start = time.perf_counter()
+        with torch.set_grad_enabled(is_training), trainer.accelerator.autocast():
+            loss = model(**trainer._prepare_inputs(batch)).loss
+        if is_training:
+            loss.backward()
+        loss.item()  # waits for the GPU
+        return time.perf_counter() - start
+
+    with torch.random.fork_rng():
+        step, evaluation = (np.mean([time_pass(batch, mode) for batch in batches][1:]) for mode in (True, False))
+    model.zero_grad()
+    return step * trainer.args.gradient_accumulation_steps, evaluation / rows
+
+
+def describe_time(trainer: LengthTrainer) -> str:
+    """Return in words how long ``trainer.train()`` will take here with its evaluations: see `time_steps`."""
+    args, steps, (step, evaluation) = (
+        trainer.args,
+        count_steps(trainer.train_dataset, trainer.args),
+        time_steps(trainer),
+    )
+    by_steps = 1 / args.eval_steps if args.eval_steps < 1 else steps / args.eval_steps
+    evaluations = round({"steps": by_steps, "epoch": args.num_train_epochs, "no": 0}[args.eval_strategy.value])
+    duration = format_seconds(steps * step + evaluations * evaluation * len(trainer.eval_dataset))
+    return f"Training takes about {duration} here: {steps:,} steps and {evaluations} evaluations."
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration as text: in minutes if it has two or more."""
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
 
 
 def longest_first(dataset: Dataset) -> np.ndarray:

@@ -1,6 +1,5 @@
 """The Trainer: length-grouped batches, the best checkpoint by validation, interruptions, and predictions."""
 
-import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +21,8 @@ from transformers.trainer_utils import PredictionOutput
 
 from peft_helpers.adapters import save_recipe
 from peft_helpers.arguments import OPTIONS, Arguments, TrainingOptions
-from peft_helpers.batches import LengthTrainer, longest_first
-from peft_helpers.distributed import compute_dtype, process_state, report_idle_gpus
+from peft_helpers.batches import LengthTrainer, count_steps, longest_first
+from peft_helpers.distributed import compute_dtype, report_idle_gpus
 from peft_helpers.interruptions import CHECKPOINTS_RUN_FILE, check_space, explain_out_of_memory
 from peft_helpers.metrics import compute_metrics_and_loss
 from peft_helpers.modeling import Task
@@ -68,9 +67,6 @@ class TrainingArguments(TrainingOptions, transformers.TrainingArguments):
         self.bf16 = compute_dtype() == torch.bfloat16 if self.bf16 is None else self.bf16
         self.fp16 = compute_dtype() == torch.float16 if self.fp16 is None else self.fp16
         self.dataloader_pin_memory = torch.cuda.is_available()
-        for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):  # its older name
-            if hasattr(self, name):
-                setattr(self, name, getattr(self, name) or {"use_reentrant": False})  # else LoRA can lose gradients
         transformers.TrainingArguments.__post_init__(self)
 
     @property
@@ -110,7 +106,11 @@ def make_trainer(
     """
     report_idle_gpus()
     train, validation, arguments = tokenized["train"], tokenized["validation"], args.training
-    _check_steps(train, arguments)
+    if count_steps(train, arguments) < 2:
+        raise ValueError(
+            f"{train.num_rows} examples for {arguments.num_train_epochs:g} epochs make one training step, in which the "
+            "learning rate is still 0. Raise --num_train_epochs or lower --per_device_train_batch_size."
+        )
     check_space(arguments.output_dir, model, arguments.save_total_limit + 1)  # one more while it is written
     save_recipe(args, arguments.output_dir, CHECKPOINTS_RUN_FILE)
     options = {"metric_for_best_model": task.metric_for_best_model, "greater_is_better": task.greater_is_better}
@@ -128,17 +128,6 @@ def _new_trainer(
 ) -> LengthTrainer:
     options |= {"data_collator": task.make_data_collator(tokenizer), "compute_metrics": task.compute_metrics}
     return LengthTrainer(model, arguments, processing_class=tokenizer, **options)
-
-
-def _check_steps(train: Dataset | IterableDataset, args: TrainingArguments) -> None:
-    if args.max_steps > 0:
-        return  # at least two
-    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * process_state().num_processes
-    if args.num_train_epochs * math.ceil(train.num_rows / rows) < 2:
-        raise ValueError(
-            f"{train.num_rows} examples, {rows} a step, for {args.num_train_epochs:g} epochs make one training step, "
-            "in which the learning rate is still 0. Raise --num_train_epochs or lower --per_device_train_batch_size."
-        )
 
 
 def predict(
