@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from peft_helpers.distributed import hold_in_bfloat16
@@ -16,6 +16,11 @@ from peft_helpers.distributed import hold_in_bfloat16
 JITTER = 0.05  # of a length: enough that long examples too, which seldom share a length, have new neighbors each epoch
 # Tokens of a batch in evaluation, padding included: where the rate of a CPU, or of a GPU, stops rising.
 EVALUATION_TOKENS = {"cpu": 2_048, "cuda": 32_768}
+
+
+# Tokens up to which eager attention is used in bfloat16 on a CPU. There, the backward pass of the fused kernel takes 12
+# times as long as eager attention for 11 tokens, 4 times for 128, and no longer for 448 (PyTorch 2.13).
+EAGER_TOKENS = 256
 
 
 class LengthSampler(Sampler[int]):
@@ -67,6 +72,8 @@ class LengthTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        # It has no other name: https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/configuration_utils.py
+        self.attention = self.model.config._attn_implementation
         if self.args.bf16:
             hold_in_bfloat16(self.model)
         # GPT-2's classifier ignores num_items_in_batch, and nobody would divide its loss by gradient_accumulation_steps
@@ -82,6 +89,13 @@ class LengthTrainer(Trainer):
         for module in self.model.modules():
             vars(module).pop("_is_accelerate_prepared", None)
         return super().train(*args, **kwargs)
+
+    def compute_loss(self, model: PreTrainedModel, inputs: dict, *args, **kwargs) -> torch.Tensor:
+        """Return the loss, in training and evaluation; in bfloat16 on a CPU by the attention that suits the length."""
+        if self.args.bf16 and self.args.use_cpu:
+            is_short = inputs["input_ids"].shape[1] <= EAGER_TOKENS
+            self.model.set_attn_implementation("eager" if is_short else self.attention)
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         # Of the dataset as it was passed in: the one here has lost the columns that the model does not know.
@@ -120,7 +134,7 @@ def time_steps(trainer: LengthTrainer) -> tuple[float, float]:
     def time_pass(batch: dict, is_training: bool) -> float:
         start = time.perf_counter()
         with torch.set_grad_enabled(is_training), trainer.accelerator.autocast():
-            loss = model(**trainer._prepare_inputs(batch)).loss
+            loss = trainer.compute_loss(model, trainer._prepare_inputs(batch))
         if is_training:
             loss.backward()
         loss.item()  # waits for the GPU
@@ -132,17 +146,17 @@ def time_steps(trainer: LengthTrainer) -> tuple[float, float]:
     return step * trainer.args.gradient_accumulation_steps, evaluation / rows
 
 
-def describe_time(trainer: LengthTrainer) -> str:
-    """Return in words how long ``trainer.train()`` will take here with its evaluations: see `time_steps`."""
-    args, steps, (step, evaluation) = (
-        trainer.args,
-        count_steps(trainer.train_dataset, trainer.args),
-        time_steps(trainer),
-    )
+def tell_time(trainer: LengthTrainer) -> None:
+    """Print how long ``trainer.train()`` will take here, with its evaluations, where a few steps before it can tell."""
+    args, dataset = trainer.args, trainer.train_dataset
+    saves_memory = args.gradient_checkpointing or getattr(args, "activation_checkpointing", False)  # its newer name
+    if isinstance(dataset, IterableDataset) or args.world_size > 1 or saves_memory:
+        return
+    steps, (step, evaluation) = count_steps(dataset, args), time_steps(trainer)
     by_steps = 1 / args.eval_steps if args.eval_steps < 1 else steps / args.eval_steps
     evaluations = round({"steps": by_steps, "epoch": args.num_train_epochs, "no": 0}[args.eval_strategy.value])
     duration = format_seconds(steps * step + evaluations * evaluation * len(trainer.eval_dataset))
-    return f"Training takes about {duration} here: {steps:,} steps and {evaluations} evaluations."
+    print(f"Training takes about {duration} here: {steps:,} steps and {evaluations} evaluations.")
 
 
 def format_seconds(seconds: float) -> str:

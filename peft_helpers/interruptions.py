@@ -11,11 +11,10 @@ from pathlib import Path
 import torch
 from accelerate.utils import broadcast_object_list
 from accelerate.utils.memory import should_reduce_batch_size
-from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
-from peft_helpers.batches import describe_time
+from peft_helpers.batches import tell_time
 from peft_helpers.distributed import process_state
 
 # What the command line adds to an adapter. With a new adapter they would be out of date.
@@ -46,10 +45,10 @@ def guard_training(trainer: Trainer) -> Iterator[str | None]:
     (checkpoint,) = broadcast_object_list([find_checkpoint(folder) if main else None])
     if checkpoint is not None:
         print(f"Resuming from {Path(checkpoint).name} of an interrupted run.")
-    elif isinstance(trainer.train_dataset, Dataset) and process_state().num_processes == 1:
-        print(describe_time(trainer))
     try:
         with explain_out_of_memory(trainer):
+            if checkpoint is None:
+                tell_time(trainer)
             yield checkpoint
     except BaseException:
         if main and (last := find_checkpoint(folder)):

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from conftest import CHECKPOINTING
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from peft_helpers import make_trainer
-from peft_helpers.batches import LengthSampler, batch_by_tokens
+from peft_helpers import changed_parameters, fingerprint_parameters, make_trainer
+from peft_helpers.batches import LengthSampler, batch_by_tokens, count_steps, tell_time, time_steps
 
 # Batches
 
@@ -131,3 +132,46 @@ def test_each_epoch_has_an_order_of_its_own_that_follows_from_the_seed(new_train
     assert orders[0] == orders[1]
     assert orders[0][0] != orders[0][1]
     assert sorted(orders[0][0]) == list(range(32))
+
+
+def test_in_bfloat16_on_a_cpu_short_batches_take_eager_attention_and_long_ones_the_fused_kernel(
+    new_trainer, monkeypatch
+):
+    trainer, taken = new_trainer(bf16=True, num_train_epochs=1), set()
+    attention = trainer.model.get_base_model().transformer.h[0].attn
+    attention.register_forward_pre_hook(
+        lambda module, inputs: taken.add((inputs[0].shape[1] <= 8, module.config._attn_implementation))
+    )
+    monkeypatch.setattr("peft_helpers.batches.EAGER_TOKENS", 8)
+    trainer.train()
+    assert taken == {(True, "eager"), (False, "sdpa")}
+
+
+# Time
+
+
+def test_the_time_told_is_that_of_the_steps_and_evaluations_and_nothing_is_learned_from_it(
+    new_trainer, monkeypatch, capsys
+):
+    trainer = new_trainer()
+    before, state = fingerprint_parameters(trainer.model), torch.get_rng_state()
+    step, evaluation = time_steps(trainer)
+    assert 0 < evaluation < step
+    assert changed_parameters(before, trainer.model) == set()
+    assert torch.equal(state, torch.get_rng_state())
+    monkeypatch.setattr("peft_helpers.batches.time_steps", lambda _: (2.0, 0.5))
+    # 2 epochs of 8 steps, 10 evaluations of 8 examples
+    tell_time(trainer)
+    tell_time(new_trainer(num_train_epochs=20))
+    tell_time(new_trainer(**CHECKPOINTING))  # whose time is another
+    told = "Training takes about 72 s here: 16 steps and 10 evaluations.\nTraining takes about 6 min here: 160 steps"
+    assert capsys.readouterr().out == f"{told} and 10 evaluations.\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"), [({}, 16), ({"max_steps": 5}, 5), ({"gradient_accumulation_steps": 3}, 6)]
+)
+def test_steps_are_counted_as_the_trainer_counts_them(new_trainer, options, steps):
+    trainer = new_trainer(**options)
+    trainer.train()
+    assert count_steps(trainer.train_dataset, trainer.args) == trainer.state.max_steps == steps

@@ -121,7 +121,7 @@ def test_a_run_of_few_steps_keeps_no_untrained_model(new_trainer):
 
 @pytest.mark.reliability("bad input")
 def test_a_single_step_is_refused(new_trainer):
-    message = r"32 examples, 32 a step, for 1 epochs make one training step.*num_train_epochs"
+    message = r"32 examples for 1 epochs make one training step.*num_train_epochs"
     with pytest.raises(ValueError, match=message):
         new_trainer(per_device_train_batch_size=32, num_train_epochs=1)
 
@@ -140,8 +140,7 @@ class Gradients(TrainerCallback):
 def train_and_keep_gradients(trainer) -> dict[str, torch.Tensor]:
     gradients = Gradients()
     trainer.add_callback(gradients)
-    with guard_training(trainer):
-        trainer.train()
+    trainer.train()
     return gradients.first
 
 
