@@ -16,13 +16,8 @@ def generate_texts(
     # On the left, since new tokens follow the last one of a row.
     inputs = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt", verbose=False).to(model.device)
     set_seed(seed)
-    output = model.eval().generate(
-        input_ids=inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
-        max_new_tokens=40,
-        do_sample=True,
-        top_p=0.9,
-        pad_token_id=tokenizer.pad_token_id,
-        use_cache=True,  # of what each layer has computed; `prepare_model` has turned it off for training
-    )
+    # The cache is of what each layer has computed; `prepare_model` has turned it off for training.
+    options = {"max_new_tokens": 40, "do_sample": True, "top_p": 0.9, "use_cache": True}
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    output = model.eval().generate(input_ids=ids, attention_mask=mask, pad_token_id=tokenizer.pad_token_id, **options)
     return tokenizer.batch_decode(output, skip_special_tokens=True)
