@@ -106,8 +106,7 @@ def _adalora(args: Arguments, model: PreTrainedModel) -> peft.AdaLoraConfig:
 
 def _layer_norms(args: Arguments, model: PreTrainedModel) -> peft.LNTuningConfig:
     names = {name.split(".")[-1] for name, module in model.named_modules() if "Norm" in type(module).__name__}
-    head = head_modules(model)
-    return peft.LNTuningConfig(task_type="SEQ_CLS", modules_to_save=head, target_modules=sorted(names))
+    return peft.LNTuningConfig(task_type="SEQ_CLS", modules_to_save=head_modules(model), target_modules=sorted(names))
 
 
 # Factors without a source: the best of two or three on BBC News' validation examples, with the tiny GPT-2, one seed.
