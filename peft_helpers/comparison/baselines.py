@@ -12,21 +12,24 @@ from transformers import EvalPrediction
 
 from peft_helpers.analysis.plots import CLASSICAL, MAJORITY
 from peft_helpers.analysis.report import majority_class
+from peft_helpers.comparison.tables import describe_result
 from peft_helpers.metrics import compute_metrics, predicted_labels
 
 
 def run_baselines(dataset: DatasetDict, seed: int) -> list[dict]:
-    """Return the results of the majority class and of `classify_with_tfidf`, as `run_methods` does for methods."""
-    majority = {"method": MAJORITY, "seed": seed, "error": None, "trainable_parameters": 0, "train_seconds": 0.0,
-                "reload_verified": ""} | score_predictions(majority_class(dataset))  # fmt: skip
-    start = time.perf_counter()
+    """Return the results of the majority class and of `classify_with_tfidf`, in the form of `run_method`'s."""
+    common = {"seed": seed, "error": None, "reload_verified": "", "trainable_parameters": 0, "train_seconds": 0.0}
+    common |= dict.fromkeys(("parameters", "peak_memory_mb", "adapter_mb"), np.nan)
+    majority = common | {"method": MAJORITY} | score_predictions(majority_class(dataset))
+    classical, start = common | {"method": CLASSICAL}, time.perf_counter()
     try:
         output, weights = classify_with_tfidf(dataset, seed)
+        costs = {"trainable_parameters": weights, "train_seconds": time.perf_counter() - start}
+        classical |= costs | score_predictions(output)
     except ValueError as error:  # texts without a word, or one example per label
-        print(f"{CLASSICAL}: failed, {error}")
-        return [majority, {"method": CLASSICAL, "seed": seed, "error": f"{type(error).__name__}: {error}"}]
-    costs = {"trainable_parameters": weights, "train_seconds": time.perf_counter() - start}
-    return [majority, majority | {"method": CLASSICAL} | costs | score_predictions(output)]
+        classical["error"] = f"{type(error).__name__}: {error}"
+        print(describe_result(classical))
+    return [majority, classical]
 
 
 def classify_with_tfidf(dataset: DatasetDict, seed: int) -> tuple[EvalPrediction, int]:

@@ -31,9 +31,9 @@ class Method:
 
 def find_method(name: str) -> Method:
     """Return the method of that name; the ValueError for a refused one says why, and what to use instead."""
-    for reason, nearest in REFUSED.items():
-        if name in nearest:
-            raise ValueError(f"{name} is refused: {reason}. The nearest method that works is {nearest[name]}.")
+    for names, reason in REFUSED.items():
+        if name in names:
+            raise ValueError(f"{name} is refused: {reason} instead.")
     if name not in METHODS:
         raise ValueError(f"Unknown method {name!r}; the known ones are {', '.join(METHODS)}, or all or none alone.")
     return METHODS[name]
@@ -106,8 +106,7 @@ def _adalora(args: Arguments, model: PreTrainedModel) -> peft.AdaLoraConfig:
 
 def _layer_norms(args: Arguments, model: PreTrainedModel) -> peft.LNTuningConfig:
     names = {name.split(".")[-1] for name, module in model.named_modules() if "Norm" in type(module).__name__}
-    head = head_modules(model)
-    return peft.LNTuningConfig(task_type="SEQ_CLS", modules_to_save=head, target_modules=sorted(names))
+    return peft.LNTuningConfig(task_type="SEQ_CLS", modules_to_save=head_modules(model), target_modules=sorted(names))
 
 
 # Factors without a source: the best of two or three on BBC News' validation examples, with the tiny GPT-2, one seed.
@@ -131,14 +130,9 @@ METHODS = {
 }
 # Why methods are refused, on peft 0.21.2, and the nearest that work; the tests show each, and when one is fixed.
 REFUSED = {
-    "its virtual tokens are joined to embeddings, so GPT-2 gets no token ids and classifies every example that is "
-    "shorter than its batch by padding, without an error": {
-        "prompt-tuning": "prefix-tuning", "p-tuning": "prefix-tuning"},
-    "with a classifier it trains the head only": {"osf": "head-only"},
-    "peft neither trains nor saves the classification head with it, so the head stays random": {
-        "adaption-prompt": "prefix-tuning", "trainable-tokens": "head-only"},
-    "its initialization takes Conv1D's weights untransposed: the forward pass fails": {"olora": "pissa"},
-    "it knows torch.nn.Linear only, and GPT-2's layers are Conv1D: peft raises an error": {
-        "kasa": "adalora", "boft": "dora", "oft": "dora", "hra": "dora", "loha": "lora-r8", "lokr": "lora-r8",
-        "miss": "lora-r8"},
-}  # fmt: skip
+    ("prompt-tuning", "p-tuning"): "without token ids, GPT-2 classifies short examples by padding; use prefix-tuning",
+    ("osf",): "with a classifier it trains the head only; use head-only",
+    ("adaption-prompt", "trainable-tokens"): "peft neither trains nor saves the head with it; use prefix-tuning",
+    ("olora",): "its initialization takes Conv1D's weights untransposed: the forward pass fails; use pissa",
+    ("kasa", "boft", "oft", "hra", "loha", "lokr", "miss"): "it needs torch.nn.Linear, GPT-2 has Conv1D; use dora",
+}

@@ -4,12 +4,11 @@ import ctypes
 import gc
 import hashlib
 import json
-import platform
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import psutil
@@ -36,55 +35,49 @@ INTERVAL = 0.01  # seconds between two looks at the memory: a training step take
 def compare_methods(dataset: DatasetDict, args: Arguments) -> tuple[list[dict], np.ndarray]:
     """Run the baselines and ``comparison_methods``; return their results and the true labels of the test examples.
 
+    A result in ``comparison_file`` of the same options, versions, device and examples is not run again. A method that
+    fails has an ``error``, and the others go on.
+
     Raises:
         ValueError: ``args`` has streaming, or this is one of several processes; see also `plan_comparison`.
     """
     if args.data.streaming or process_state().num_processes > 1:
-        raise ValueError("Methods are compared on the same examples in memory, and in one process, for their times; "
-                         "leave out --streaming and accelerate launch.")  # fmt: skip
+        raise ValueError("Methods are compared in memory, in one process; leave out --streaming and accelerate launch.")
     runs = plan_comparison(args)
     check_model(args)
-    name, test = args.model.model_name_or_path, dataset["test"]
+    name, label_names = args.model.model_name_or_path, dataset["test"].features["label"].names
     tokenizer = AutoTokenizer.from_pretrained(name, model_max_length=args.data.max_length)
     set_padding(tokenizer, empty_model(AutoConfig.from_pretrained(name)))
     tokenized = tokenize_splits(dataset, tokenizer)
     results = run_baselines(dataset, args.training.seed)
-    results += run_methods(runs, args, tokenized, tokenizer, test.features["label"].names)
-    return results, np.array(test["label"][:])
-
-
-def run_methods(
-    runs: list[tuple[str, int]],
-    args: Arguments,
-    tokenized: DatasetDict,
-    tokenizer: PreTrainedTokenizerBase,
-    label_names: list[str],
-) -> list[dict]:
-    """Run each method of ``runs`` with its seed by `run_method`, and return the results.
-
-    They are kept in ``comparison_file``: what is there for the same options, versions, device and examples is not run
-    again. A method that fails has an ``error``, and the others go on.
-    """
-    file, environment = args.comparison.comparison_file, describe_environment().to_dict()
-    examples = [tokenized[split][column][:] for split in ("train", "test") for column in ("labels", "length")]
-    results = []
-    for number, (name, seed) in enumerate(runs, 1):
-        recipe = describe_recipe(args) | {"seed": seed, "learning_rate": learning_rate(name, args)}
-        settings = [name, recipe, args.comparison.comparison_steps, label_names, environment, examples]
-        fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-        kept = read_results(file)
-        row = next((row for row in kept if row["fingerprint"] == fingerprint and row["error"] is None), None)
-        source = f" (from {file})" if row else ""
-        if not row:
-            row = {"method": name, "seed": seed, "error": None, "fingerprint": fingerprint, "environment": environment}
-            try:
-                row |= run_method(name, args.replace(seed=seed), tokenized, tokenizer, label_names)
-            except Exception as error:  # the next methods go on
-                row["error"] = f"{type(error).__name__}: {error}"
-            write_results([*kept, row], file)
+    for number, (method, seed) in enumerate(runs, 1):
+        row, source = _run_or_read(method, args.replace(seed=seed), tokenized, tokenizer, label_names)
         print(f"{number} of {len(runs)}: {describe_result(row)}{source}")
         results.append(row)
-    return results
+    return results, np.array(dataset["test"]["label"][:])
+
+
+def _run_or_read(
+    name: str, args: Arguments, tokenized: DatasetDict, tokenizer: PreTrainedTokenizerBase, label_names: list[str]
+) -> tuple[dict, str]:
+    """Return a result of `run_method`, made now or kept in ``comparison_file``, and a remark on where it is from."""
+    file, environment = args.comparison.comparison_file, describe_environment().to_dict()
+    recipe = describe_recipe(args) | {"learning_rate": learning_rate(name, args)}
+    examples = [tokenized[split][column][:] for split in ("train", "test") for column in ("labels", "length")]
+    settings = [name, recipe, args.comparison.comparison_steps, label_names, environment, examples]
+    fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+    kept = read_results(file)
+    for row in kept:
+        if row["fingerprint"] == fingerprint and row["error"] is None:
+            return row, f" (from {file})"
+    row = {"method": name, "seed": args.training.seed, "error": None}
+    row |= {"fingerprint": fingerprint, "environment": environment}
+    try:
+        row |= run_method(name, args, tokenized, tokenizer, label_names)
+    except Exception as error:  # the next methods go on
+        row["error"] = f"{type(error).__name__}: {error}"
+    write_results([*kept, row], file)
+    return row, ""
 
 
 def run_method(
@@ -120,8 +113,8 @@ def _train(model: PreTrainedModel, train: Dataset, tokenizer: PreTrainedTokenize
     """Train ``model`` for ``comparison_steps`` steps, without evaluation or checkpoint, and return the seconds."""
     steps, collate = args.comparison.comparison_steps, CLASSIFICATION.make_data_collator(tokenizer)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = replace(args.training, output_dir=folder, max_steps=steps, disable_tqdm=True, **NO_EVALUATION)
-        trainer = LengthTrainer(model, arguments, collate, train, callbacks=[AllocateRanks()])
+        args = args.replace(output_dir=folder, max_steps=steps, disable_tqdm=True, **NO_EVALUATION)
+        trainer = LengthTrainer(model, args.training, collate, train, callbacks=[AllocateRanks()])
         trainer.remove_callback(PrinterCallback)
         return trainer.train().metrics["train_runtime"]
 
@@ -144,7 +137,7 @@ def _check_reload(
 def watch_memory() -> Iterator[list[int]]:
     """Collect the bytes in use, from before on: on CUDA the peak since then, elsewhere the resident memory."""
     gc.collect()
-    if platform.libc_ver()[0] == "glibc":  # what earlier work has freed is resident still, and would be used again
+    with suppress(OSError):  # glibc only: what earlier work has freed is resident still, and would be used again
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -153,15 +146,14 @@ def watch_memory() -> Iterator[list[int]]:
     def watch() -> None:
         while not is_done.wait(INTERVAL):
             readings.append(_memory_in_use())
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield readings
-    finally:
-        is_done.set()
-        thread.join()
         readings.append(_memory_in_use())
+
+    with ThreadPoolExecutor() as threads:
+        threads.submit(watch)
+        try:
+            yield readings
+        finally:
+            is_done.set()
 
 
 def _memory_in_use() -> int:

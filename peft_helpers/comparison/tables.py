@@ -10,19 +10,15 @@ from peft_helpers.analysis.plots import CLASSICAL
 from peft_helpers.analysis.report import format_p_value, format_score
 from peft_helpers.analysis.significance import compare_paired, f1_interval
 
-# Of `run_methods`; `run_baselines` gives a part of it.
-_COLUMNS = ("method", "parameters", "trainable_parameters", "accuracy", "f1", "predictions", "train_seconds",
-            "peak_memory_mb", "adapter_mb", "reload_verified")  # fmt: skip
-
 
 def read_results(results_file: str | Path) -> list[dict]:
     """Return what `write_results` has written, if anything; a ValueError refuses any other file or place."""
     path = Path(results_file)
     try:
         results = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    except (ValueError, OSError):  # not JSON, not even text, or a folder
-        results = [None]
-    are_results = all(isinstance(row, dict) and {"method", "error", "fingerprint"} <= row.keys() for row in results)
+        are_results = all({"method", "error", "fingerprint"} <= row.keys() for row in results)
+    except (ValueError, OSError, AttributeError):  # not JSON, not even text, a folder, or JSON of something else
+        are_results = False
     if not are_results or not path.parent.is_dir():
         raise ValueError(
             f"comparison_file is {str(path)!r}; expected a file with a result of the comparison in each line, or none "
@@ -40,25 +36,20 @@ def write_results(results: list[dict], results_file: str | Path) -> None:
 
 
 def summarize_methods(results: list[dict], references: np.ndarray) -> pd.DataFrame:
-    """Return a row for each method of `run_methods` and `run_baselines`, with means over its seeds.
+    """Return a row for each method of `compare_methods`, with means over its seeds.
 
     ``f1_low`` and ``f1_high`` are the 95 % interval of the mean F1 over the test examples, whose true labels are
     ``references``; ``f1_min`` and ``f1_max`` the worst and best seed. What does not apply is NaN.
     """
-    runs = _successful(results).groupby("method", sort=False)
+    runs = pd.DataFrame([row for row in results if row["error"] is None]).groupby("method", sort=False)
     costs = ["train_seconds", "peak_memory_mb", "adapter_mb"]
     summary = runs[["trainable_parameters", "parameters", "reload_verified"]].first()
     summary["share"] = summary["trainable_parameters"] / summary["parameters"]
     summary["seeds"] = runs.size()
     summary[["accuracy", "f1", *costs]] = runs[["accuracy", "f1", *costs]].mean()
     summary[["f1_min", "f1_max"]] = runs["f1"].agg(["min", "max"])
-    intervals = [f1_interval(np.stack(predictions), references) for _, predictions in runs["predictions"]]
-    summary[["f1_low", "f1_high"]] = intervals
+    summary[["f1_low", "f1_high"]] = [f1_interval(np.stack(each), references) for _, each in runs["predictions"]]
     return summary.rename_axis(None).sort_values("trainable_parameters")
-
-
-def _successful(results: list[dict]) -> pd.DataFrame:
-    return pd.DataFrame([row for row in results if row["error"] is None], columns=_COLUMNS)
 
 
 def format_methods(summary: pd.DataFrame) -> pd.DataFrame:
@@ -81,8 +72,8 @@ def format_methods(summary: pd.DataFrame) -> pd.DataFrame:
 
 def compare_methods_to(baseline: str, results: list[dict], references: np.ndarray) -> pd.DataFrame:
     """Return by how much each method's first seed beats ``baseline`` in macro F1, as text, the best method first."""
-    first = _successful(results).drop_duplicates("method").set_index("method")["predictions"].map(np.array)
-    rows = {name: compare_paired(first[baseline], first[name], references) for name in first.index.drop(baseline)}
+    first = {row["method"]: np.array(row["predictions"]) for row in reversed(results) if row["error"] is None}
+    rows = {name: compare_paired(first[baseline], first[name], references) for name in first if name != baseline}
     rows = dict(sorted(rows.items(), key=lambda item: -item[1]["f1"]))
     difference = f"F1 (macro) beyond {baseline} [95 %]"
     return pd.DataFrame({
@@ -92,7 +83,7 @@ def compare_methods_to(baseline: str, results: list[dict], references: np.ndarra
 
 
 def describe_result(row: dict) -> str:
-    """Return one result of `run_methods` as a line of text."""
+    """Return one result of `compare_methods` as a line of text."""
     result = f"failed, {row['error']}"
     if row["error"] is None:
         result = f"accuracy {row['accuracy']:.3f}, macro F1 {row['f1']:.3f}, {row['train_seconds']:.0f} s"

@@ -8,7 +8,6 @@ import pandas as pd
 from datasets import DatasetDict
 from transformers import AutoConfig, AutoModelForCausalLM, default_data_collator
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.trainer_utils import PredictionOutput
 
 from peft_helpers.adapters import check_output_dir
 from peft_helpers.arguments import TINY_GPT2, Arguments
@@ -41,23 +40,20 @@ def plan_language_modeling(args: Arguments) -> tuple[Arguments, Task]:
         ValueError: the texts are to be streamed, or a block has one token, which leaves none to predict.
         FileExistsError, FileNotFoundError, ValueError: see `check_model` and `check_output_dir`.
     """
-    options = args.language_modeling
+    options = {name.removeprefix("lm_"): value for name, value in vars(args.language_modeling).items()}
     if args.data.streaming:
         raise ValueError("The texts of language modeling are cut into blocks as a table; leave out --streaming.")
-    if options.block_size < 2:
+    if options["block_size"] < 2:
         raise ValueError("block_size is 1; it must be at least 2: the first token of a block is not predicted.")
-    planned = args.replace(
-        model_name_or_path=_choose_model(args.model.model_name_or_path),
-        dataset_name=options.lm_dataset_name,
-        dataset_config_name=options.lm_dataset_config_name,
-        max_length=options.block_size,
-        learning_rate=options.lm_learning_rate,
-        num_train_epochs=options.lm_num_train_epochs,
-        max_eval_samples=options.lm_max_eval_samples or args.data.max_eval_samples,
+    options |= {
+        "model_name_or_path": _choose_model(args.model.model_name_or_path),
+        "max_length": options["block_size"],
+        "max_eval_samples": options["max_eval_samples"] or args.data.max_eval_samples,
         # Each token has a logit for every entry of the vocabulary: what fits in training fits in evaluation too.
-        per_device_eval_batch_size=args.training.per_device_train_batch_size,
-        output_dir=f"{Path(args.training.output_dir)}_language_model",
-    )
+        "per_device_eval_batch_size": args.training.per_device_train_batch_size,
+        "output_dir": f"{Path(args.training.output_dir)}_language_model",
+    }
+    planned = args.replace(**options)
     check_model(planned)
     check_output_dir(planned)
     return planned, replace(LANGUAGE_MODELING, tokenize=partial(make_blocks, args=planned))
@@ -67,16 +63,8 @@ def _choose_model(name: str) -> str:
     architectures = AutoConfig.from_pretrained(name).architectures or []
     if set(architectures) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
         return name
-    kind = ", ".join(architectures) or "no architecture named"
-    print(f"Language modeling: {name} ({kind}) is no language model; {TINY_GPT2} is used in its place.")
+    print(f"Language modeling: {name} ({', '.join(architectures)}) is no language model; {TINY_GPT2} is used.")
     return TINY_GPT2
-
-
-def compare_perplexity(untuned: PredictionOutput, tuned: PredictionOutput) -> pd.DataFrame:
-    """Return the perplexity of two outputs of `predict`, before and after, and the change in percent."""
-    before, after = (output.metrics["test_perplexity"] for output in (untuned, tuned))
-    row = {"untuned": before, "tuned": after, "change, %": 100 * (after / before - 1)}
-    return pd.DataFrame(row | {"test blocks": tuned.metrics["test_examples"]}, index=["perplexity"])
 
 
 def generate_examples(result: RunResult, documents: DatasetDict) -> pd.DataFrame:
@@ -91,10 +79,10 @@ def generate_examples(result: RunResult, documents: DatasetDict) -> pd.DataFrame
 
 def summarize_run(result: RunResult, examples: pd.DataFrame) -> dict:
     """Return the contents of ``results.json``; ``examples`` come from `generate_examples`."""
-    outputs = {"untuned": result.untuned, "tuned": result.tuned}
+    untuned, tuned = result.untuned.metrics, result.tuned.metrics
     return {
-        "perplexity": {name: output.metrics["test_perplexity"] for name, output in outputs.items()},
-        "test_blocks": result.tuned.metrics["test_examples"],
+        "perplexity": {"untuned": untuned["test_perplexity"], "tuned": tuned["test_perplexity"]},
+        "test_blocks": tuned["test_examples"],
         "generated": examples.to_dict("records"),
         "trainable_parameters": result.trainable_parameters,
         "parameters": result.parameters,
@@ -104,7 +92,9 @@ def summarize_run(result: RunResult, examples: pd.DataFrame) -> dict:
 
 
 def describe_run(result: RunResult, examples: pd.DataFrame) -> str:
-    """Return the table of `compare_perplexity`, then each prompt with what the two models generate from it."""
-    table = compare_perplexity(result.untuned, result.tuned).round(2).to_string()
+    """Return the perplexity before and after, then each prompt with what the two models generate from it."""
+    untuned, tuned = (output.metrics["test_perplexity"] for output in (result.untuned, result.tuned))
+    blocks = f"{result.tuned.metrics['test_examples']:,} test blocks"
+    scores = f"Perplexity on {blocks}: {untuned:.2f} untuned, {tuned:.2f} tuned ({tuned / untuned - 1:+.1%})."
     texts = [f"Prompt: {row.prompt}\nUntuned: {row.untuned}\nTuned: {row.tuned}" for row in examples.itertuples()]
-    return "\n\n".join([table, *texts])
+    return "\n\n".join([scores, *texts])

@@ -51,4 +51,4 @@ def test_texts_without_a_word_leave_the_other_baseline(dataset, capsys):
     majority, classical = run_baselines(letters, seed=0)
     assert majority["error"] is None
     assert "empty vocabulary" in classical["error"]
-    assert f"{CLASSICAL}: failed" in capsys.readouterr().out
+    assert f"{CLASSICAL}, seed 0: failed, ValueError" in capsys.readouterr().out

@@ -14,7 +14,6 @@ from peft_helpers.comparison.runner import (
     INTERVAL,
     compare_methods,
     run_method,
-    run_methods,
     watch_memory,
 )
 from peft_helpers.data import prepare_splits
@@ -30,12 +29,19 @@ def short(args):
 
 
 @pytest.fixture
-def run(short, tokenized, tokenizer, tmp_path):
-    """`run_methods` with all but the runs given; the file of the results is its attribute."""
+def dataset(raw, args):
+    return prepare_splits(raw, args)
+
+
+@pytest.fixture
+def run(short, dataset, tmp_path, monkeypatch):
+    """`compare_methods` with the runs given and no baselines; the file of the results is its attribute."""
 
     def run(*runs, config=short):
-        return run_methods(list(runs), config.replace(comparison_file=str(run.file)), tokenized, tokenizer, LABELS)
+        monkeypatch.setattr(runner, "plan_comparison", lambda args: runs)
+        return compare_methods(dataset, config.replace(comparison_file=str(run.file)))[0]
 
+    monkeypatch.setattr(runner, "run_baselines", lambda dataset, seed: [])
     run.file = tmp_path / "results.jsonl"
     return run
 
@@ -164,9 +170,9 @@ def test_a_failing_method_is_recorded_and_the_rest_goes_on(run, calls, capsys):
     assert run(("ia3", 0))[0]["error"] is None  # a failure is tried again
 
 
-def test_other_labels_are_run_again(run, calls, tokenized):
+def test_other_labels_are_run_again(run, calls, dataset):
     run(("head-only", 0))
-    tokenized["train"] = tokenized["train"].map(lambda row: {"labels": 1 - row["labels"]})
+    dataset["train"] = dataset["train"].map(lambda row: {"label": 1 - row["label"]})
     run(("head-only", 0))
     assert calls == ["head-only"] * 2
 
@@ -202,10 +208,10 @@ def test_every_method_trains_on_the_same_batches_beyond_the_first_epoch(short, t
     assert orders[0] == orders[1] == orders[2]
 
 
-def test_methods_are_compared_beside_the_baselines(short, raw, tmp_path):
+def test_methods_are_compared_beside_the_baselines(short, dataset, tmp_path):
     file = str(tmp_path / "results.jsonl")
     args = short.replace(comparison_methods=["head-only"], comparison_file=file)
-    results, references = compare_methods(prepare_splits(raw, args), args)
+    results, references = compare_methods(dataset, args)
     assert results[-1]["method"] == "head-only"
     assert len(results) == 3
     assert all(len(row["predictions"]) == len(references) == 16 for row in results)
@@ -214,7 +220,7 @@ def test_methods_are_compared_beside_the_baselines(short, raw, tmp_path):
 @pytest.mark.reliability("bad input")
 def test_methods_are_not_compared_in_several_processes(short, raw, monkeypatch):
     monkeypatch.setattr(runner, "process_state", lambda: SimpleNamespace(num_processes=2))
-    with pytest.raises(ValueError, match=r"in one process, for their times; leave out .*accelerate launch"):
+    with pytest.raises(ValueError, match=r"in one process; leave out .*accelerate launch"):
         compare_methods(raw, short)
 
 

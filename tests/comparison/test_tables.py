@@ -69,7 +69,8 @@ def test_a_table_is_made_where_no_method_succeeded():
     references = np.array([0, 0, 1, 1])
     baselines = [
         {"method": name, "seed": 0, "trainable_parameters": 0, "accuracy": 0.5, "f1": 1 / 3, "predictions": [0] * 4,
-         "train_seconds": 0.0, "reload_verified": "", "error": None} for name in (MAJORITY, CLASSICAL)
+         "train_seconds": 0.0, "reload_verified": "", "error": None, "parameters": np.nan, "peak_memory_mb": np.nan,
+         "adapter_mb": np.nan} for name in (MAJORITY, CLASSICAL)
     ]  # fmt: skip
     results = [*baselines, {"method": "ia3", "seed": 0, "error": "RuntimeError: no memory"}]
     text = format_methods(summarize_methods(results, references))
