@@ -121,17 +121,17 @@ class LengthTrainer(Trainer):
 
 
 def time_steps(trainer: LengthTrainer) -> tuple[float, float]:
-    """Return the seconds of an update and of an example's evaluation, from three batches: short, middling and long.
+    """Return the seconds of an update and of an example's evaluation, timed on a batch of about the mean length.
 
-    Nothing is learned from them: the gradients are dropped.
+    Nothing is learned from it: the gradients are dropped.
     """
-    rows, order = trainer.args.train_batch_size, longest_first(trainer.train_dataset)
+    rows, lengths = trainer.args.train_batch_size, np.array(trainer.train_dataset["length"][:])
+    nearest = np.argsort(np.abs(lengths - lengths.mean()), kind="stable")[:rows]
     dataset = trainer._remove_unused_columns(trainer.train_dataset, "training")
-    starts = [round(share * max(0, len(order) - rows)) for share in (5 / 6, 5 / 6, 1 / 2, 1 / 6)]  # the first warms up
-    batches = [trainer.data_collator([dataset[int(n)] for n in order[start : start + rows]]) for start in starts]
+    batch = trainer.data_collator([dataset[int(number)] for number in nearest])
     model = trainer.model.to(trainer.args.device).train()
 
-    def time_pass(batch: dict, is_training: bool) -> float:
+    def time_pass(is_training: bool) -> float:
         start = time.perf_counter()
         with torch.set_grad_enabled(is_training), trainer.accelerator.autocast():
             loss = trainer.compute_loss(model, trainer._prepare_inputs(batch))
@@ -141,7 +141,8 @@ def time_steps(trainer: LengthTrainer) -> tuple[float, float]:
         return time.perf_counter() - start
 
     with torch.random.fork_rng():
-        step, evaluation = (np.mean([time_pass(batch, mode) for batch in batches][1:]) for mode in (True, False))
+        # The first pass of each kind warms up.
+        step, evaluation = (np.mean([time_pass(is_training) for _ in range(3)][1:]) for is_training in (True, False))
     model.zero_grad()
     return step * trainer.args.gradient_accumulation_steps, evaluation / rows
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -20,15 +21,18 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from peft_helpers.adapters import adapter_size, describe_recipe
 from peft_helpers.analysis.report import describe_environment
 from peft_helpers.arguments import Arguments
+from peft_helpers.batches import LengthTrainer, time_steps
 from peft_helpers.comparison.baselines import run_baselines, score_predictions
+from peft_helpers.comparison.budget import fit_to_budget
 from peft_helpers.comparison.methods import AllocateRanks, adapt_model, find_method, learning_rate, plan_comparison
 from peft_helpers.comparison.tables import describe_result, read_results, write_results
 from peft_helpers.distributed import process_state
 from peft_helpers.metrics import assert_same_predictions
 from peft_helpers.modeling import check_model, empty_model, load_model
 from peft_helpers.tokenization import set_padding, tokenize_splits
-from peft_helpers.training import CLASSIFICATION, NO_EVALUATION, LengthTrainer, predict
+from peft_helpers.training import CLASSIFICATION, NO_EVALUATION, predict
 
+RELOADED = 64  # test examples that a reloaded adapter has to predict alike
 INTERVAL = 0.01  # seconds between two looks at the memory: a training step takes longer
 
 
@@ -43,41 +47,64 @@ def compare_methods(dataset: DatasetDict, args: Arguments) -> tuple[list[dict], 
     """
     if args.data.streaming or process_state().num_processes > 1:
         raise ValueError("Methods are compared in memory, in one process; leave out --streaming and accelerate launch.")
-    runs = plan_comparison(args)
+    runs, file = plan_comparison(args), args.comparison.comparison_file
     check_model(args)
     name, label_names = args.model.model_name_or_path, dataset["test"].features["label"].names
     tokenizer = AutoTokenizer.from_pretrained(name, model_max_length=args.data.max_length)
     set_padding(tokenizer, empty_model(AutoConfig.from_pretrained(name)))
     tokenized = tokenize_splits(dataset, tokenizer)
     results = run_baselines(dataset, args.training.seed)
-    for number, (method, seed) in enumerate(runs, 1):
-        row, source = _run_or_read(method, args.replace(seed=seed), tokenized, tokenizer, label_names)
+    if not all(_find_result(name, args.replace(seed=seed), tokenized, label_names) for name, seed in runs):
+        seconds = {name: _time_method(name, args, tokenized, tokenizer, label_names) for name in dict(runs)}
+        runs, args = fit_to_budget(runs, args, seconds)
+    for number, (name, seed) in enumerate(runs, 1):
+        row, source = _find_result(name, args.replace(seed=seed), tokenized, label_names), f" (from {file})"
+        if row is None:
+            row, source = _run_and_keep(name, args.replace(seed=seed), tokenized, tokenizer, label_names), ""
         print(f"{number} of {len(runs)}: {describe_result(row)}{source}")
         results.append(row)
     return results, np.array(dataset["test"]["label"][:])
 
 
-def _run_or_read(
-    name: str, args: Arguments, tokenized: DatasetDict, tokenizer: PreTrainedTokenizerBase, label_names: list[str]
-) -> tuple[dict, str]:
-    """Return a result of `run_method`, made now or kept in ``comparison_file``, and a remark on where it is from."""
-    file, environment = args.comparison.comparison_file, describe_environment().to_dict()
-    recipe = describe_recipe(args) | {"learning_rate": learning_rate(name, args)}
+def _fingerprint(name: str, args: Arguments, tokenized: DatasetDict, label_names: list[str]) -> str:
+    recipe = describe_recipe(args) | {"learning_rate": learning_rate(name, args), "bf16": args.training.bf16}
     examples = [tokenized[split][column][:] for split in ("train", "test") for column in ("labels", "length")]
-    settings = [name, recipe, args.comparison.comparison_steps, label_names, environment, examples]
-    fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-    kept = read_results(file)
-    for row in kept:
-        if row["fingerprint"] == fingerprint and row["error"] is None:
-            return row, f" (from {file})"
+    settings = [name, recipe, args.comparison.comparison_steps, label_names, describe_environment().to_dict(), examples]
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+
+def _find_result(name: str, args: Arguments, tokenized: DatasetDict, label_names: list[str]) -> dict | None:
+    """Return what ``comparison_file`` has for the same run, if it did not fail."""
+    fingerprint = _fingerprint(name, args, tokenized, label_names)
+    kept = read_results(args.comparison.comparison_file)
+    return next((row for row in kept if row["fingerprint"] == fingerprint and row["error"] is None), None)
+
+
+def _run_and_keep(
+    name: str, args: Arguments, tokenized: DatasetDict, tokenizer: PreTrainedTokenizerBase, label_names: list[str]
+) -> dict:
+    fingerprint, environment = _fingerprint(name, args, tokenized, label_names), describe_environment().to_dict()
     row = {"method": name, "seed": args.training.seed, "error": None}
     row |= {"fingerprint": fingerprint, "environment": environment}
     try:
         row |= run_method(name, args, tokenized, tokenizer, label_names)
     except Exception as error:  # the next methods go on
         row["error"] = f"{type(error).__name__}: {error}"
-    write_results([*kept, row], file)
-    return row, ""
+    write_results([*read_results(args.comparison.comparison_file), row], args.comparison.comparison_file)
+    return row
+
+
+def _time_method(
+    name: str, args: Arguments, tokenized: DatasetDict, tokenizer: PreTrainedTokenizerBase, label_names: list[str]
+) -> tuple[float, float]:
+    """Return the seconds that a run of the method takes without its steps, and those of a step."""
+    start = time.perf_counter()
+    with suppress(Exception), tempfile.TemporaryDirectory() as folder:  # what fails here fails again in its run
+        model, args = _prepare(name, args, tokenizer, label_names)
+        load = time.perf_counter() - start
+        step, evaluation = time_steps(_make_trainer(model, tokenized["train"], tokenizer, args, folder))
+        return 2 * load + evaluation * (tokenized["test"].num_rows + RELOADED), step
+    return 0.0, 0.0
 
 
 def run_method(
@@ -87,10 +114,8 @@ def run_method(
 
     The adapter is saved, loaded onto a fresh base model and compared with the one in memory; then it is removed.
     """
-    method = find_method(name)
-    args = args.replace(load_in_4bit=method.quantized, learning_rate=learning_rate(name, args))
     with watch_memory() as memory:
-        model = adapt_model(load_model(args, tokenizer, CLASSIFICATION, label_names), method, args)
+        model, args = _prepare(name, args, tokenizer, label_names)
         seconds = _train(model, tokenized["train"], tokenizer, args)
     output = predict(model, tokenizer, tokenized["test"], args, disable_tqdm=True)
     megabytes, verified = model.get_memory_footprint(return_buffers=False) / 1e6, "not kept"
@@ -109,21 +134,36 @@ def run_method(
     } | score_predictions(output)
 
 
+def _prepare(
+    name: str, args: Arguments, tokenizer: PreTrainedTokenizerBase, label_names: list[str]
+) -> tuple[PreTrainedModel, Arguments]:
+    """Return a fresh model with what the method trains, and the arguments that suit the method."""
+    method = find_method(name)
+    args = args.replace(load_in_4bit=method.quantized, learning_rate=learning_rate(name, args))
+    return adapt_model(load_model(args, tokenizer, CLASSIFICATION, label_names), method, args), args
+
+
 def _train(model: PreTrainedModel, train: Dataset, tokenizer: PreTrainedTokenizerBase, args: Arguments) -> float:
     """Train ``model`` for ``comparison_steps`` steps, without evaluation or checkpoint, and return the seconds."""
-    steps, collate = args.comparison.comparison_steps, CLASSIFICATION.make_data_collator(tokenizer)
     with tempfile.TemporaryDirectory() as folder:
-        args = args.replace(output_dir=folder, max_steps=steps, disable_tqdm=True, **NO_EVALUATION)
-        trainer = LengthTrainer(model, args.training, collate, train, callbacks=[AllocateRanks()])
-        trainer.remove_callback(PrinterCallback)
-        return trainer.train().metrics["train_runtime"]
+        return _make_trainer(model, train, tokenizer, args, folder).train().metrics["train_runtime"]
+
+
+def _make_trainer(
+    model: PreTrainedModel, train: Dataset, tokenizer: PreTrainedTokenizerBase, args: Arguments, folder: str
+) -> LengthTrainer:
+    steps, collate = args.comparison.comparison_steps, CLASSIFICATION.make_data_collator(tokenizer)
+    args = args.replace(output_dir=folder, max_steps=steps, disable_tqdm=True, **NO_EVALUATION)
+    trainer = LengthTrainer(model, args.training, collate, train, callbacks=[AllocateRanks()])
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _check_reload(
     model: PeftModel, base: PreTrainedModel, test: Dataset, tokenizer: PreTrainedTokenizerBase, args: Arguments
 ) -> float:
     """Assert that what is saved of ``model`` predicts the same on ``base``, and return its MB (10^6 bytes)."""
-    some = test.select(range(min(64, test.num_rows)))
+    some = test.select(range(min(RELOADED, test.num_rows)))
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         # AdaLoRA computes a loss only where it can be trained (peft 0.21).
