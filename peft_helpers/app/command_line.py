@@ -149,14 +149,20 @@ def language_model(options: Namespace) -> None:
 def compare(options: Namespace) -> int:
     """Train several methods alike and compare them; methods.csv and methods.png go to --output_dir."""
     args = _parse_arguments(options, output_dir="method_comparison", comparison_file=None)
-    from peft_helpers.app.results import save_methods
+    from peft_helpers.analysis.plots import save_figure
+    from peft_helpers.comparison.tables import describe_methods
 
     folder = Path(args.training.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     args = args.replace(comparison_file=args.comparison.comparison_file or str(folder / "method_comparison.jsonl"))
     helpers.plan_comparison(args)  # an unknown method need not wait for the data
     results, references = helpers.compare_methods(helpers.load_splits(args), args)
-    print(save_methods(results, references, folder))
+    summary = helpers.summarize_methods(results, references)
+    summary.to_csv(folder / "methods.csv", index_label="method")
+    save_figure(helpers.plot_methods(summary, len(references)), folder / "methods.png")
+    print(f"\n{len(references):,} test examples\n{helpers.format_methods(summary).to_string()}")
+    print(describe_methods(results, references))
+    print(f"The table and the figure are in {folder}: methods.csv, methods.png.")
     return int(any(row["error"] for row in results))
 
 

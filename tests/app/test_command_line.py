@@ -179,6 +179,8 @@ def test_compare_shows_the_methods_and_keeps_table_and_figure(options, run, tmp_
     status, output, _ = run(*words)
     assert status == 0
     assert "head-only" in output
+    assert re.search(r"^\d+ test examples$", output, re.MULTILINE)
+    assert output.endswith(f"The table and the figure are in {tmp_path / 'methods'}: methods.csv, methods.png.\n")
     assert "No PEFT method was compared." in output
     names = sorted(path.name for path in (tmp_path / "methods").iterdir())
     assert names == ["method_comparison.jsonl", "methods.csv", "methods.png"]
@@ -194,6 +196,7 @@ def test_a_method_that_fails_gives_an_exit_status_of_1(options, run, tmp_path, m
     status, output, error = run(*words)
     assert (status, error) == (1, "")
     assert "head-only, seed 42: failed, RuntimeError: no such luck" in output
+    assert (tmp_path / "methods.png").is_file()  # of the baselines
 
 
 def test_check_reports_what_is_missing_with_its_cells(trained, run, tmp_path):
