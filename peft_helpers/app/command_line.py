@@ -80,7 +80,6 @@ def _add_adapter_options(evaluating: ArgumentParser, predicting: ArgumentParser,
         command.add_argument("--text_column", help="column with the texts (default: the only candidate)")
     serving.add_argument("--server_name", default="127.0.0.1", help="address; the default is seen by this machine only")
     serving.add_argument("--server_port", type=int, help="port (default: the first free one from 7860 on)")
-    serving.add_argument("--max_characters", type=int, default=5000, help="longer texts are refused (default: 5000)")
 
 
 def _add_submission_options(checking: ArgumentParser, packing: ArgumentParser) -> None:
@@ -213,5 +212,4 @@ def serve(options: Namespace) -> None:
     from peft_helpers.app.web_page import open_page
 
     helpers.keep_output_clean()
-    page = open_page(options.adapter_dir, options.server_name, options.server_port, options.max_characters)
-    page.block_thread()
+    open_page(options.adapter_dir, options.server_name, options.server_port).block_thread()
