@@ -62,13 +62,12 @@ def _make_parser() -> _Parser:
         name, text = run.__name__.replace("_", "-"), run.__doc__
         command = commands.add_parser(name, help=text, description=text, add_help=name not in TRAINING_COMMANDS)
         command.set_defaults(run=run)
-    *_, evaluating, predicting, serving, checking, packing = commands.choices.values()
-    _add_adapter_options(evaluating, predicting, serving)
-    _add_submission_options(checking, packing)
+    _add_options(*list(commands.choices.values())[len(TRAINING_COMMANDS) :])
     return parser
 
 
-def _add_adapter_options(evaluating: ArgumentParser, predicting: ArgumentParser, serving: ArgumentParser) -> None:
+def _add_options(*commands: ArgumentParser) -> None:
+    evaluating, predicting, serving, checking, packing = commands
     for command in (evaluating, predicting, serving):
         command.add_argument("adapter_dir", type=_existing, help="folder that a run has saved an adapter in")
     evaluating.add_argument("file", type=_existing, help="csv, tsv, json, jsonl or parquet file with texts and labels")
@@ -80,9 +79,6 @@ def _add_adapter_options(evaluating: ArgumentParser, predicting: ArgumentParser,
         command.add_argument("--text_column", help="column with the texts (default: the only candidate)")
     serving.add_argument("--server_name", default="127.0.0.1", help="address; the default is seen by this machine only")
     serving.add_argument("--server_port", type=int, help="port (default: the first free one from 7860 on)")
-
-
-def _add_submission_options(checking: ArgumentParser, packing: ArgumentParser) -> None:
     for command in (checking, packing):
         command.add_argument("notebook", type=_existing, nargs="?", default="LightweightFineTuning.ipynb")
         command.add_argument("adapter_dir", nargs="?", default="lora_adapter")
@@ -148,7 +144,6 @@ def language_model(options: Namespace) -> None:
 def compare(options: Namespace) -> int:
     """Train several methods alike and compare them; methods.csv and methods.png go to --output_dir."""
     args = _parse_arguments(options, output_dir="method_comparison", comparison_file=None)
-    from peft_helpers.analysis.plots import save_figure
     from peft_helpers.comparison.tables import describe_methods
 
     folder = Path(args.training.output_dir)
@@ -158,7 +153,7 @@ def compare(options: Namespace) -> int:
     results, references = helpers.compare_methods(helpers.load_splits(args), args)
     summary = helpers.summarize_methods(results, references)
     summary.to_csv(folder / "methods.csv", index_label="method")
-    save_figure(helpers.plot_methods(summary, len(references)), folder / "methods.png")
+    helpers.plot_methods(summary, len(references)).savefig(folder / "methods.png", dpi=150)
     print(f"\n{len(references):,} test examples\n{helpers.format_methods(summary).to_string()}")
     print(describe_methods(results, references))
     print(f"The table and the figure are in {folder}: methods.csv, methods.png.")

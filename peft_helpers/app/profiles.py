@@ -149,17 +149,13 @@ def choose_texts(args: Arguments) -> Arguments:
     """
     name, reason = args.language_modeling.lm_dataset_name, "as asked for"
     if name == "auto":
-        name, reason = _find_texts()
+        try:
+            available, reason = explain_availability(dataset_name=WIKITEXT, instead=f"--lm_dataset_name {BBC_NEWS}")
+            if not available:
+                warn_offline([WIKITEXT], [BBC_NEWS])
+        except NotOnHubError:  # a mirror that holds some repositories only
+            available, reason = False, f"this Hub has no {WIKITEXT}"
+        name = WIKITEXT if available else BBC_NEWS
     configuration = args.language_modeling.lm_dataset_config_name or SETTINGS["texts"].get(name)
     print(f"Language modeling on {' '.join(filter(None, (name, configuration)))}: {reason}.")
     return args.replace(lm_dataset_name=name, lm_dataset_config_name=configuration)
-
-
-def _find_texts() -> tuple[str, str]:
-    try:
-        available, reason = explain_availability(dataset_name=WIKITEXT, instead=f"--lm_dataset_name {BBC_NEWS}")
-    except NotOnHubError:  # a mirror that holds some repositories only
-        return BBC_NEWS, f"this Hub has no {WIKITEXT}"
-    if not available:
-        warn_offline([WIKITEXT], [BBC_NEWS])
-    return WIKITEXT if available else BBC_NEWS, reason

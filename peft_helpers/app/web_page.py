@@ -97,9 +97,7 @@ Any text gets one of the {model.config.num_labels} labels, however little it fit
 """
 
 
-def classify_with_both(
-    text: str, model: PeftModel, tokenizer: PreTrainedTokenizerBase
-) -> tuple[dict[str, float], dict[str, float], str]:
+def classify_with_both(text: str, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> tuple[dict, dict, str]:
     """Return the probability of each label after and before fine-tuning, and a note if the text was truncated.
 
     A text that is blank, too long or not whole is a ValueError.
