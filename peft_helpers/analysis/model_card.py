@@ -26,7 +26,6 @@ def save_model_card(
     config = json.loads(Path(folder, ADAPTER_CONFIG).read_text(encoding="utf-8"))
     is_classifier = config["task_type"] == "SEQ_CLS"
     labels = [name for _, name in sorted(peft_model.config.id2label.items())] if is_classifier else []
-    trained, total = peft_model.get_nb_trainable_parameters()
     card = ModelCard.from_template(
         _describe_to_hub(args, config, tuned),
         template_path=str(Path(__file__).with_name("model_card.md")),
@@ -34,11 +33,9 @@ def save_model_card(
         base=display_name(args.model.model_name_or_path),
         base_is_local=_is_local(args.model.model_name_or_path),
         dataset=display_name(args.data.dataset_name),
-        is_bbc_news=args.data.dataset_name == BBC_NEWS,
         folder=display_name(args.training.output_dir),
         labels=labels,
-        trained=trained,
-        total=total,
+        parameters=peft_model.get_nb_trainable_parameters(),
         method={name: config[field] for field, name in _METHOD.items() if config.get(field) is not None},
         scores=_SCORES,
         untuned=untuned.metrics,

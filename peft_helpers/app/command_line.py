@@ -1,10 +1,10 @@
 """The command line, ``python -m peft_helpers COMMAND``: a function for each command."""
 
+import gc
 import json
 import os
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from contextlib import nullcontext
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -72,9 +72,9 @@ def _add_options(*commands: ArgumentParser) -> None:
         command.add_argument("adapter_dir", type=_existing, help="folder that a run has saved an adapter in")
     evaluating.add_argument("file", type=_existing, help="csv, tsv, json, jsonl or parquet file with texts and labels")
     evaluating.add_argument("--label_column", help="column with the labels (default: the only candidate)")
-    predicting.add_argument("texts", nargs="*", metavar="TEXT", help="texts to classify")
-    predicting.add_argument("--file", type=_existing, help="txt with a text a line, or csv, tsv, json, jsonl, parquet")
-    predicting.add_argument("--output_file", type=Path, help="new file to write to (default: standard output)")
+    either = predicting.add_mutually_exclusive_group(required=True)
+    either.add_argument("texts", nargs="*", default=[], metavar="TEXT", help="texts to classify")
+    either.add_argument("--file", type=_existing, help="txt with a text a line, or csv, tsv, json, jsonl, parquet")
     for command in (evaluating, predicting):
         command.add_argument("--text_column", help="column with the texts (default: the only candidate)")
     serving.add_argument("--server_name", default="127.0.0.1", help="address; the default is seen by this machine only")
@@ -174,18 +174,15 @@ def evaluate(options: Namespace) -> None:
 
 def predict(options: Namespace) -> None:
     """Classify texts, or those of a file, with a saved adapter: a JSON object a line."""
-    if bool(options.texts) == bool(options.file):
-        raise ValueError(f"expected either texts or --file. See {PROGRAM} predict --help.")
+    gc.set_threshold(100_000)  # collecting garbage while the large libraries are imported takes a second
     _start()
     model, tokenizer = helpers.load_adapter(options.adapter_dir)
     texts = options.texts or helpers.load_texts(options.file, options.text_column)
-    path = options.output_file
-    with path.open("x", encoding="utf-8") if path else nullcontext(sys.stdout) as output:
-        for start in trange(0, len(texts), CHUNK, disable=len(texts) <= CHUNK):
-            for row in helpers.classify_texts(model, tokenizer, texts[start : start + CHUNK]).to_dict("records"):
-                probabilities = {name: row[f"P({name})"] for name in model.config.id2label.values()}
-                line = {"text": row["text"], "label": row["label"], "probabilities": probabilities}
-                print(json.dumps(line, ensure_ascii=False), file=output)
+    for start in trange(0, len(texts), CHUNK, disable=len(texts) <= CHUNK):
+        for row in helpers.classify_texts(model, tokenizer, texts[start : start + CHUNK]).to_dict("records"):
+            probabilities = {name: row[f"P({name})"] for name in model.config.id2label.values()}
+            line = {"text": row["text"], "label": row["label"], "probabilities": probabilities}
+            print(json.dumps(line, ensure_ascii=False))
 
 
 def check(options: Namespace) -> int:

@@ -142,12 +142,12 @@ def test_predict_gives_each_text_a_label_and_probabilities(trained, run):
         assert row["label"] == max(row["probabilities"], key=row["probabilities"].get)
 
 
-def test_predict_reads_a_text_a_line_and_writes_a_new_file(trained, run, tmp_path, monkeypatch):
+def test_predict_reads_a_text_a_line(trained, run, tmp_path, monkeypatch):
     monkeypatch.setattr(command_line, "CHUNK", 2)
     (tmp_path / "texts.txt").write_text("good\n\nbad\n")
-    status, output, _ = run("predict", trained[0], "--file", tmp_path / "texts.txt", "--output_file", tmp_path / "out")
-    assert (status, output) == (0, "")
-    assert [json.loads(line)["text"] for line in (tmp_path / "out").read_text().splitlines()] == ["good", "", "bad"]
+    status, output, _ = run("predict", trained[0], "--file", tmp_path / "texts.txt")
+    assert status == 0
+    assert [json.loads(line)["text"] for line in output.splitlines()] == ["good", "", "bad"]
 
 
 # language-model
@@ -255,9 +255,9 @@ def test_the_options_of_transformers_are_shown_on_demand(run):
         (["evaluate", "missing", "rows.csv"], "there is no file or folder 'missing'; name one"),
         (["evaluate", "{adapter}", "missing.csv"], "there is no file or folder 'missing.csv'; name one that"),
         (["evaluate", "{adapter}"], "the following arguments are required: file. See python -m peft_helpers evaluate"),
-        (["predict", "{adapter}"], "expected either texts or --file. See python -m peft_helpers predict --help."),
-        (["predict", "{adapter}", "good", "--file", "{reviews}"], "expected either texts or --file"),
-        (["predict", "{adapter}", "good", "--output_file", "{reviews}"], "File exists: '"),
+        (["predict", "{adapter}"], "one of the arguments TEXT --file is required. See python -m peft_helpers predict"),
+        (["predict", "{adapter}", "good", "--file", "{reviews}"], "argument --file: not allowed with argument TEXT"),
+        (["predict", "{adapter}", "--file", "{reviews}", "good"], "unrecognized arguments: good. See"),
         (["check", NOTEBOOK, "--zip"], "unrecognized arguments: --zip. See python -m peft_helpers check --help."),
         (["predict", "{empty}", "good"], "Expected the options of a run in"),
         (["check", "missing.ipynb"], "there is no file or folder 'missing.ipynb'"),
