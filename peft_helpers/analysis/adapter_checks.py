@@ -54,10 +54,15 @@ def check_adapter(
 
 def _check_tensors(folder: Path, model: torch.nn.Module, base_model: torch.nn.Module) -> None:
     with _explain(f"{folder / ADAPTER_WEIGHTS} is no complete safetensors file"):
-        found = _shapes(model.state_dict()) | _shapes(load_file(folder / ADAPTER_WEIGHTS))
-    expected = _shapes(base_model.state_dict()) | _adapter_shapes(folder, base_model)
+        found = model.state_dict() | load_file(folder / ADAPTER_WEIGHTS)
+    expected = base_model.state_dict()
+    with _explain(f"The adapter in {folder} cannot be put on the base model"), warnings.catch_warnings(action="ignore"):
+        peft_config = PeftConfig.from_pretrained(folder, inference_mode=True)
+        peft_model = get_peft_model(base_model, peft_config, low_cpu_mem_usage=True)
+    expected |= get_peft_model_state_dict(peft_model, save_embedding_layers=False)
     for name in sorted(found | expected):  # of missing tensors, the libraries would only warn
-        _expect(f"{folder} has {name} of shape", found.get(name, "missing"), expected.get(name, "missing"))
+        shapes = [list(tensors[name].shape) if name in tensors else "missing" for tensors in (found, expected)]
+        _expect(f"{folder} has {name} of shape", *shapes)
 
 
 def _check_files(folder: Path) -> None:
@@ -95,14 +100,3 @@ def _read_json(path: Path) -> dict:
             raise ValueError(f"{path} has {name} {content[name]!r}, by which loading could read or run what lies "
                              "elsewhere. Use adapters from a source that you trust, without this entry.")  # fmt: skip
     return content
-
-
-def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, list[int]]:
-    return {name: list(tensor.shape) for name, tensor in tensors.items()}
-
-
-def _adapter_shapes(folder: Path, model: torch.nn.Module) -> dict[str, list[int]]:
-    with _explain(f"The adapter in {folder} cannot be put on the base model"), warnings.catch_warnings(action="ignore"):
-        peft_config = PeftConfig.from_pretrained(folder, inference_mode=True)
-        peft_model = get_peft_model(model, peft_config, low_cpu_mem_usage=True)
-    return _shapes(get_peft_model_state_dict(peft_model, save_embedding_layers=False))

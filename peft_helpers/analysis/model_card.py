@@ -9,10 +9,9 @@ from peft import PeftModel
 from transformers.trainer_utils import PredictionOutput
 
 from peft_helpers.adapters import ADAPTER_CONFIG
-from peft_helpers.arguments import BBC_NEWS, TINY_GPT2, Arguments
+from peft_helpers.arguments import BBC_NEWS, Arguments
 
-_TERMS = {BBC_NEWS: ": BBC News, for research and non-commercial use (D. Greene and P. Cunningham, ICML 2006)"}
-_SCORES = {"accuracy": "accuracy", "f1": "F1 (macro)", "perplexity": "perplexity"}
+_SCORES = {"test_accuracy": "accuracy", "test_f1": "F1 (macro)", "test_perplexity": "perplexity"}
 _METHOD = {"peft_type": "PEFT type", "r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout",
            "target_modules": "target modules"}  # fmt: skip
 
@@ -26,41 +25,35 @@ def save_model_card(
     """
     config = json.loads(Path(folder, ADAPTER_CONFIG).read_text(encoding="utf-8"))
     is_classifier = config["task_type"] == "SEQ_CLS"
-    labels = [f"`{name}`" for _, name in sorted(peft_model.config.id2label.items())] if is_classifier else []
-    metrics = {name: _SCORES[name] for name in _SCORES if f"test_{name}" in tuned.metrics}
-    trained, total = peft_model.get_nb_trainable_parameters()
-    base = args.model.model_name_or_path
+    labels = [name for _, name in sorted(peft_model.config.id2label.items())] if is_classifier else []
     card = ModelCard.from_template(
-        _describe_to_hub(args, config, {name: tuned.metrics[f"test_{name}"] for name in metrics}),
+        _describe_to_hub(args, config, tuned),
         template_path=str(Path(__file__).with_name("model_card.md")),
-        base=display_name(base),
-        base_path="peft_helpers/tiny_gpt2" if base == TINY_GPT2 else display_name(base),
-        base_is_local=_is_local(base),
+        args=args,
+        base=display_name(args.model.model_name_or_path),
+        base_is_local=_is_local(args.model.model_name_or_path),
         dataset=display_name(args.data.dataset_name),
-        terms=_TERMS.get(args.data.dataset_name, ""),
         folder=display_name(args.training.output_dir),
-        auto_class="AutoModelForSequenceClassification" if is_classifier else "AutoModelForCausalLM",
         labels=labels,
-        trained=trained,
-        total=total,
+        parameters=peft_model.get_nb_trainable_parameters(),
         method={name: config[field] for field, name in _METHOD.items() if config.get(field) is not None},
-        examples=tuned.metrics["test_examples"],
-        scores={title: [run.metrics[f"test_{name}"] for run in (untuned, tuned)] for name, title in metrics.items()},
-        training=args.training,
-        max_length=args.data.max_length,
+        scores=_SCORES,
+        untuned=untuned.metrics,
+        tuned=tuned.metrics,
         versions=", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "datasets")),
     )
     card.save(Path(folder, "README.md"))
 
 
-def _describe_to_hub(args: Arguments, config: dict, scores: dict[str, float]) -> ModelCardData:
+def _describe_to_hub(args: Arguments, config: dict, tuned: PredictionOutput) -> ModelCardData:
     """Return the metadata of the card; a local model or dataset is none that the Hub could link to."""
     base, dataset = args.model.model_name_or_path, args.data.dataset_name
     task = "text-classification" if config["task_type"] == "SEQ_CLS" else "text-generation"
     results = [
         EvalResult(task_type=task, dataset_type=display_name(dataset), dataset_name=display_name(dataset),
-                   dataset_split="test", metric_type=name, metric_name=_SCORES[name], metric_value=round(value, 4))
-        for name, value in scores.items()
+                   dataset_split="test", metric_type=name.removeprefix("test_"), metric_name=title,
+                   metric_value=round(tuned.metrics[name], 4))
+        for name, title in _SCORES.items() if name in tuned.metrics
     ]  # fmt: skip
     return ModelCardData(
         base_model=None if _is_local(base) else base,

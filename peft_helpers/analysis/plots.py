@@ -1,7 +1,5 @@
 """Figures that stay readable in greyscale; each function returns the figure that it drew."""
 
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -18,12 +16,6 @@ MARKERS = "os^vD<p>PX*hd"
 DARK, MEDIUM, LIGHT, LINE = "#1f4e79", "#6f9fc8", "#a8c6e0", "#b03a2e"
 EDGE = {"edgecolor": "black", "linewidth": 0.5}
 BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.1), "ncols": 3, "fontsize": "small"}
-
-
-def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write ``figure`` to ``path`` and close it."""
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def plot_class_balance(dataset: DatasetDict) -> Figure:
@@ -120,18 +112,12 @@ def plot_methods(summary: pd.DataFrame, examples: int) -> Figure:
             errors = [[row["f1"] - row["f1_low"]], [row["f1_high"] - row["f1"]]]
             axis.errorbar(places[name], row["f1"], yerr=errors, fmt=MARKERS[number % len(MARKERS)], color=DARK,
                           mfc=(DARK, LIGHT, "white")[number % 3], markersize=9, capsize=3, label=name)  # fmt: skip
-    _draw_baselines(axes, summary)
+        for name, style in {CLASSICAL: "--", MAJORITY: ":", "full": "-."}.items():
+            for score in summary["f1"][summary.index == name]:
+                axis.axhline(score, color=LINE, linestyle=style, linewidth=1, label=f"{name}: {score:.3f}")
     lowest, highest = (methods if len(methods) else summary)["f1_low"].min(), summary["f1_high"].max()
     axes[0].set(xscale="log", xlabel="trainable parameters", ylabel=f"F1 (macro) on {examples:,} test examples")
     axes[1].set(xlabel="training time, seconds", xlim=(0, None), ylim=(lowest - 0.05, highest + 0.01))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
     figure.suptitle("What each method reaches, and what it costs (bars: 95 % intervals)")
     return figure
-
-
-def _draw_baselines(axes: np.ndarray, summary: pd.DataFrame) -> None:
-    for name, style in {CLASSICAL: "--", MAJORITY: ":", "full": "-."}.items():
-        if name in summary.index:
-            score = summary.loc[name, "f1"]
-            for axis in axes:
-                axis.axhline(score, color=LINE, linestyle=style, linewidth=1, label=f"{name}: {score:.3f}")

@@ -14,7 +14,7 @@ from sklearn.metrics import classification_report
 from transformers import EvalPrediction
 
 from peft_helpers.adapters import adapter_size
-from peft_helpers.analysis.plots import plot_before_after, plot_confusions, plot_training, save_figure
+from peft_helpers.analysis.plots import plot_before_after, plot_confusions, plot_training
 from peft_helpers.analysis.significance import accuracy_interval, check_same_examples, compare_paired, f1_interval
 from peft_helpers.distributed import best_device
 from peft_helpers.interruptions import FIGURES, RESULTS_FILE
@@ -131,9 +131,9 @@ def save_results(result: RunResult, majority: EvalPrediction) -> None:
     }
     (folder / RESULTS_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     before_after, training, confusions = (folder / name for name in FIGURES)
-    save_figure(plot_before_after(result.untuned, result.tuned, majority), before_after)
-    save_figure(plot_training(result.log_history), training)
-    save_figure(plot_confusions(result.untuned, result.tuned, result.label_names), confusions)
+    plot_before_after(result.untuned, result.tuned, majority).savefig(before_after, dpi=150)
+    plot_training(result.log_history).savefig(training, dpi=150)
+    plot_confusions(result.untuned, result.tuned, result.label_names).savefig(confusions, dpi=150)
 
 
 def describe_run(result: RunResult) -> str:

@@ -63,9 +63,8 @@ def compare_paired(left: np.ndarray, right: np.ndarray, references: np.ndarray) 
 
     accuracy, f1 = difference(references[None], left[None], right[None])[:, 0].tolist()
     of_accuracy, of_f1 = np.transpose(_bootstrap(difference, references, left, right)).tolist()
-    p_value = mcnemar_p_value(left == references, right == references)
     scores = {"accuracy": accuracy, "f1": f1, "accuracy_interval": of_accuracy, "f1_interval": of_f1}
-    return scores | {"mcnemar_p_value": p_value}
+    return scores | {"mcnemar_p_value": mcnemar_p_value(left == references, right == references)}
 
 
 def check_same_examples(left: np.ndarray, right: np.ndarray) -> None:

@@ -5,8 +5,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, pipeline
 
 from peft_helpers.tokenization import check_texts
 
-BATCH_SIZE = 32  # texts that are classified at a time
-
 
 def classify_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> pd.DataFrame:
     """Return a row for each text: the predicted label, its probability, and the probability of every label.
@@ -17,15 +15,13 @@ def classify_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
         ValueError: see `check_texts`.
     """
     texts = check_texts(texts)
-    classify = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None, batch_size=BATCH_SIZE)
+    classify = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None, batch_size=32)
     # An empty text has no token to pool; everywhere here it stands as one pad token.
     scores = classify([text or tokenizer.pad_token for text in texts], truncation=True)
-    probabilities = pd.DataFrame([{row["label"]: row["score"] for row in rows} for rows in scores])
-    probabilities = probabilities[[model.config.id2label[number] for number in range(model.config.num_labels)]]
-    table = pd.DataFrame(
-        {"text": texts, "label": probabilities.idxmax(axis=1), "probability": probabilities.max(axis=1)}
-    )
-    return table.join(probabilities.add_prefix("P(").add_suffix(")"))
+    names = [model.config.id2label[number] for number in range(model.config.num_labels)]
+    probabilities = pd.DataFrame([{row["label"]: row["score"] for row in rows} for rows in scores], columns=names)
+    columns = {"text": texts, "label": probabilities.idxmax(axis=1), "probability": probabilities.max(axis=1)}
+    return pd.DataFrame(columns).join(probabilities.add_prefix("P(").add_suffix(")"))
 
 
 def count_tokens(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:

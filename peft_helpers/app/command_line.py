@@ -1,10 +1,10 @@
 """The command line, ``python -m peft_helpers COMMAND``: a function for each command."""
 
+import gc
 import json
 import os
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from contextlib import nullcontext
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -62,28 +62,23 @@ def _make_parser() -> _Parser:
         name, text = run.__name__.replace("_", "-"), run.__doc__
         command = commands.add_parser(name, help=text, description=text, add_help=name not in TRAINING_COMMANDS)
         command.set_defaults(run=run)
-    *_, evaluating, predicting, serving, checking, packing = commands.choices.values()
-    _add_adapter_options(evaluating, predicting, serving)
-    _add_submission_options(checking, packing)
+    _add_options(*list(commands.choices.values())[len(TRAINING_COMMANDS) :])
     return parser
 
 
-def _add_adapter_options(evaluating: ArgumentParser, predicting: ArgumentParser, serving: ArgumentParser) -> None:
+def _add_options(*commands: ArgumentParser) -> None:
+    evaluating, predicting, serving, checking, packing = commands
     for command in (evaluating, predicting, serving):
         command.add_argument("adapter_dir", type=_existing, help="folder that a run has saved an adapter in")
     evaluating.add_argument("file", type=_existing, help="csv, tsv, json, jsonl or parquet file with texts and labels")
     evaluating.add_argument("--label_column", help="column with the labels (default: the only candidate)")
-    predicting.add_argument("texts", nargs="*", metavar="TEXT", help="texts to classify")
-    predicting.add_argument("--file", type=_existing, help="txt with a text a line, or csv, tsv, json, jsonl, parquet")
-    predicting.add_argument("--output_file", type=Path, help="new file to write to (default: standard output)")
+    either = predicting.add_mutually_exclusive_group(required=True)
+    either.add_argument("texts", nargs="*", default=[], metavar="TEXT", help="texts to classify")
+    either.add_argument("--file", type=_existing, help="txt with a text a line, or csv, tsv, json, jsonl, parquet")
     for command in (evaluating, predicting):
         command.add_argument("--text_column", help="column with the texts (default: the only candidate)")
     serving.add_argument("--server_name", default="127.0.0.1", help="address; the default is seen by this machine only")
     serving.add_argument("--server_port", type=int, help="port (default: the first free one from 7860 on)")
-    serving.add_argument("--max_characters", type=int, default=5000, help="longer texts are refused (default: 5000)")
-
-
-def _add_submission_options(checking: ArgumentParser, packing: ArgumentParser) -> None:
     for command in (checking, packing):
         command.add_argument("notebook", type=_existing, nargs="?", default="LightweightFineTuning.ipynb")
         command.add_argument("adapter_dir", nargs="?", default="lora_adapter")
@@ -149,14 +144,19 @@ def language_model(options: Namespace) -> None:
 def compare(options: Namespace) -> int:
     """Train several methods alike and compare them; methods.csv and methods.png go to --output_dir."""
     args = _parse_arguments(options, output_dir="method_comparison", comparison_file=None)
-    from peft_helpers.app.results import save_methods
+    from peft_helpers.comparison.tables import describe_methods
 
     folder = Path(args.training.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     args = args.replace(comparison_file=args.comparison.comparison_file or str(folder / "method_comparison.jsonl"))
     helpers.plan_comparison(args)  # an unknown method need not wait for the data
     results, references = helpers.compare_methods(helpers.load_splits(args), args)
-    print(save_methods(results, references, folder))
+    summary = helpers.summarize_methods(results, references)
+    summary.to_csv(folder / "methods.csv", index_label="method")
+    helpers.plot_methods(summary, len(references)).savefig(folder / "methods.png", dpi=150)
+    print(f"\n{len(references):,} test examples\n{helpers.format_methods(summary).to_string()}")
+    print(describe_methods(results, references))
+    print(f"The table and the figure are in {folder}: methods.csv, methods.png.")
     return int(any(row["error"] for row in results))
 
 
@@ -174,18 +174,15 @@ def evaluate(options: Namespace) -> None:
 
 def predict(options: Namespace) -> None:
     """Classify texts, or those of a file, with a saved adapter: a JSON object a line."""
-    if bool(options.texts) == bool(options.file):
-        raise ValueError(f"expected either texts or --file. See {PROGRAM} predict --help.")
+    gc.set_threshold(100_000)  # collecting garbage while the large libraries are imported takes a second
     _start()
     model, tokenizer = helpers.load_adapter(options.adapter_dir)
     texts = options.texts or helpers.load_texts(options.file, options.text_column)
-    path = options.output_file
-    with path.open("x", encoding="utf-8") if path else nullcontext(sys.stdout) as output:
-        for start in trange(0, len(texts), CHUNK, disable=len(texts) <= CHUNK):
-            for row in helpers.classify_texts(model, tokenizer, texts[start : start + CHUNK]).to_dict("records"):
-                probabilities = {name: row[f"P({name})"] for name in model.config.id2label.values()}
-                line = {"text": row["text"], "label": row["label"], "probabilities": probabilities}
-                print(json.dumps(line, ensure_ascii=False), file=output)
+    for start in trange(0, len(texts), CHUNK, disable=len(texts) <= CHUNK):
+        for row in helpers.classify_texts(model, tokenizer, texts[start : start + CHUNK]).to_dict("records"):
+            probabilities = {name: row[f"P({name})"] for name in model.config.id2label.values()}
+            line = {"text": row["text"], "label": row["label"], "probabilities": probabilities}
+            print(json.dumps(line, ensure_ascii=False))
 
 
 def check(options: Namespace) -> int:
@@ -207,5 +204,4 @@ def serve(options: Namespace) -> None:
     from peft_helpers.app.web_page import open_page
 
     helpers.keep_output_clean()
-    page = open_page(options.adapter_dir, options.server_name, options.server_port, options.max_characters)
-    page.block_thread()
+    open_page(options.adapter_dir, options.server_name, options.server_port).block_thread()

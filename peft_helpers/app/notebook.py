@@ -62,18 +62,17 @@ def keep_output_clean() -> None:
 
 
 @dataclass
-class Box:
-    """A heading and a text: a frame in a notebook, a line where it is printed."""
+class OfflineBox:
+    """What replaces what on a machine without network: a frame in a notebook, a line where it is printed."""
 
-    heading: str
     text: str
 
     def __repr__(self) -> str:
-        return f"{self.heading}: {self.text}"
+        return f"Offline: {self.text}"
 
     def _repr_html_(self) -> str:
         # A table, since GitHub takes the styles away and leaves a table its lines.
-        content = f"<h3>\u26a0\ufe0f {escape(self.heading)}</h3><p>{escape(self.text)}</p>"
+        content = f"<h3>\u26a0\ufe0f Offline</h3><p>{escape(self.text)}</p>"
         frame = "border: 4px solid #d9480f; width: 100%; font-size: 1rem"
         return f'<table style="{frame}"><tr><td style="text-align: left; padding: 0 1em">{content}</td></tr></table>'
 
@@ -83,4 +82,4 @@ def warn_offline(wanted: Iterable[str], taken: Iterable[str]) -> None:
     from IPython.display import display
 
     advice = "It shows whether everything works, not how good the results are; for these, connect to the Hub."
-    display(Box("Offline", f"{' and '.join(taken)} in place of {' and '.join(wanted)}. {advice}"))
+    display(OfflineBox(f"{' and '.join(taken)} in place of {' and '.join(wanted)}. {advice}"))

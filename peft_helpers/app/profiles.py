@@ -1,12 +1,12 @@
 """From words to arguments: the command line's options, named profiles, and the ``LFT_ARGS`` environment variable."""
 
-import difflib
 import os
 import re
 import shlex
 import tomllib
 from argparse import Action, ArgumentDefaultsHelpFormatter, MetavarTypeHelpFormatter
 from dataclasses import fields
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,16 +17,8 @@ from peft_helpers.app.notebook import warn_offline
 from peft_helpers.arguments import BBC_NEWS, OPTIONS, TINY_GPT2, Arguments, TrainingOptions
 from peft_helpers.sources.hub import NotOnHubError, explain_availability
 
-_TOML = Path(__file__).with_name("profiles.toml").read_text(encoding="utf-8")
-SETTINGS = tomllib.loads(_TOML.replace("tiny_gpt2", TINY_GPT2))
+SETTINGS = tomllib.loads(Path(__file__).with_name("profiles.toml").read_text("utf-8").replace("tiny_gpt2", TINY_GPT2))
 WIKITEXT = "Salesforce/wikitext"
-RENAMED = {  # options that had another name, and what to say now
-    "max_train_rows": "--max_train_samples",
-    "max_eval_rows": "--max_eval_samples",
-    "lm_max_eval_rows": "--lm_max_eval_samples",
-    "checkpoint_dir": "--output_dir, which holds the checkpoints while training lasts",
-}
-_WHAT_RUNS = {"model_name_or_path", "dataset_name"}
 
 
 class _HelpFormatter(ArgumentDefaultsHelpFormatter, MetavarTypeHelpFormatter):
@@ -69,11 +61,10 @@ def parse_arguments(words: str | list[str] | None = None, **defaults) -> Argumen
     model, data, *_, other, _ = _Parser(*OPTIONS).parse_args_into_dataclasses(
         words, return_remaining_strings=True, look_for_args_file=False
     )
-    options = vars(model) | vars(data)
-    for name in sorted(_WHAT_RUNS):
-        _check_path(name, options[name])
-    profile, reason = _choose_profile(other.profile, named)
-    chosen = SETTINGS["profile"].get(profile, {}) | {name: options[name] for name in named & _WHAT_RUNS}
+    names = {"model_name_or_path": model.model_name_or_path, "dataset_name": data.dataset_name}
+    given = {option: _check_path(option, name) for option, name in names.items() if option in named}
+    profile, reason = _choose_profile(other.profile, given)
+    chosen = SETTINGS["profile"].get(profile, {}) | given
     parser = _Parser(*_all_options())
     parser.set_defaults(**chosen | _suitable_settings(**chosen, streaming=data.streaming) | defaults)
     *groups, _ = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
@@ -105,31 +96,32 @@ def check_options(words: list[str]) -> set[str]:
     known |= {f"no_{name}" for name in re.findall(r"^    (\w+): bool\b", source, re.MULTILINE)}
     options = [word.partition("=")[0] for word in words if re.match(r"-+[A-Za-z]", word)]
     named = {option.removeprefix("--").replace("-", "_"): option for option in options}
-    unknown = {name: option for name, option in named.items() if name not in known}
-    for name, option in unknown.items():
-        misspelt = difflib.get_close_matches(name, known, 1, cutoff=0.8)
-        nearest = RENAMED.get(name, "--" + (misspelt or difflib.get_close_matches(name, own, 1, cutoff=0))[0])
-        raise ValueError(f"Unknown option {option}. Did you mean {nearest}? See python -m peft_helpers train --help.")
+    for name, option in named.items():
+        if name not in known:
+            nearest, *_ = get_close_matches(name, known, 1, cutoff=0.8) or get_close_matches(name, own, 1, cutoff=0)
+            advice = f"Did you mean --{nearest}? See python -m peft_helpers train --help."
+            raise ValueError(f"Unknown option {option}. {advice}")
     return set(named)
 
 
-def _check_path(option: str, name: str) -> None:
+def _check_path(option: str, name: str) -> str:
     """Find a mistyped path before the Hub is asked for anything; what is at the path is checked when it is read."""
     path = Path(name)
     is_path = path.is_absolute() or name.startswith(".") or re.search(r"\.(csv|tsv|jsonl?|parquet)(\.gz)?$", name)
     if is_path and not path.exists():
         raise FileNotFoundError(f"{option} is {name!r}: there is no such file or folder. Check the path.")
+    return name
 
 
-def _choose_profile(profile: str, named: set[str]) -> tuple[str, str]:
+def _choose_profile(profile: str, given: dict[str, str]) -> tuple[str, str]:
     if profile != "auto":
         return profile, "as asked for"
-    if named >= _WHAT_RUNS:
+    wanted = {option: name for option, name in SETTINGS["profile"]["gpt2-sst2"].items() if option not in given}
+    if not wanted:
         return "auto", "model and dataset are both named, so there is nothing to choose"
-    wanted = {name: value for name, value in SETTINGS["profile"]["gpt2-sst2"].items() if name not in named}
     available, reason = explain_availability(**wanted)
     if not available:
-        warn_offline(wanted.values(), [SETTINGS["profile"]["offline"][name] for name in wanted])
+        warn_offline(wanted.values(), [SETTINGS["profile"]["offline"][option] for option in wanted])
     return "gpt2-sst2" if available else "offline", reason
 
 
@@ -157,17 +149,13 @@ def choose_texts(args: Arguments) -> Arguments:
     """
     name, reason = args.language_modeling.lm_dataset_name, "as asked for"
     if name == "auto":
-        name, reason = _find_texts()
+        try:
+            available, reason = explain_availability(dataset_name=WIKITEXT, instead=f"--lm_dataset_name {BBC_NEWS}")
+            if not available:
+                warn_offline([WIKITEXT], [BBC_NEWS])
+        except NotOnHubError:  # a mirror that holds some repositories only
+            available, reason = False, f"this Hub has no {WIKITEXT}"
+        name = WIKITEXT if available else BBC_NEWS
     configuration = args.language_modeling.lm_dataset_config_name or SETTINGS["texts"].get(name)
     print(f"Language modeling on {' '.join(filter(None, (name, configuration)))}: {reason}.")
     return args.replace(lm_dataset_name=name, lm_dataset_config_name=configuration)
-
-
-def _find_texts() -> tuple[str, str]:
-    try:
-        available, reason = explain_availability(dataset_name=WIKITEXT, instead=f"--lm_dataset_name {BBC_NEWS}")
-    except NotOnHubError:  # a mirror that holds some repositories only
-        return BBC_NEWS, f"this Hub has no {WIKITEXT}"
-    if not available:
-        warn_offline([WIKITEXT], [BBC_NEWS])
-    return WIKITEXT if available else BBC_NEWS, reason

@@ -29,12 +29,7 @@ EXAMPLES = [  # Gradio shows the first 60 characters
 ]
 
 
-def open_page(
-    adapter_dir: Path,
-    server_name: str = "127.0.0.1",
-    server_port: int | None = None,
-    max_characters: int = MAX_CHARACTERS,
-) -> "gradio.Blocks":
+def open_page(adapter_dir: Path, server_name: str = "127.0.0.1", server_port: int | None = None) -> "gradio.Blocks":
     """Open a page that classifies texts with the adapter and with the untuned model, and print its address.
 
     It needs no network, and keeps and sends out no text. The default address can be reached from this machine only.
@@ -48,7 +43,7 @@ def open_page(
         command = f"python -m pip install -r {Path(__file__).with_name('serve_requirements.txt')}"
         raise ImportError(f"The web page needs Gradio, which is not installed; install it with `{command}`.")
     set_seed(args.training.seed)  # the untuned model's head is the one that training began from
-    page = _make_page(*load_adapter(adapter_dir), args, max_characters)
+    page = _make_page(*load_adapter(adapter_dir), args)
     page.launch(
         server_name=server_name, server_port=server_port, prevent_thread_lock=True, quiet=True, footer_links=[],
         # Gradio would else take these from the environment, or switch them on in hosted notebooks.
@@ -60,22 +55,20 @@ def open_page(
     return page
 
 
-def _make_page(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, args: Arguments, max_characters: int
-) -> "gradio.Blocks":
+def _make_page(model: PeftModel, tokenizer: PreTrainedTokenizerBase, args: Arguments) -> "gradio.Blocks":
     lock = Lock()  # one text at a time: the adapter is switched off and on
 
     def answer(text: str) -> tuple[dict | None, dict | None, str]:
         try:
             with lock:
-                return classify_with_both(text, model, tokenizer, max_characters)
+                return classify_with_both(text, model, tokenizer)
         except ValueError as error:
             return None, None, str(error)
 
     with gradio.Blocks(title="Try the adapter", analytics_enabled=False) as page:
         gradio.Markdown(_describe(args, model, tokenizer))
         # A browser counts UTF-16 units and cuts what is pasted: so far behind the limit that the page says so.
-        text = gradio.Textbox(label="Text", lines=4, max_lines=12, max_length=3 * max_characters)
+        text = gradio.Textbox(label="Text", lines=4, max_lines=12, max_length=3 * MAX_CHARACTERS)
         button = gradio.Button("Classify", variant="primary")
         note = gradio.Markdown()
         with gradio.Row():
@@ -104,17 +97,15 @@ Any text gets one of the {model.config.num_labels} labels, however little it fit
 """
 
 
-def classify_with_both(
-    text: str, model: PeftModel, tokenizer: PreTrainedTokenizerBase, max_characters: int = MAX_CHARACTERS
-) -> tuple[dict, dict, str]:
+def classify_with_both(text: str, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> tuple[dict, dict, str]:
     """Return the probability of each label after and before fine-tuning, and a note if the text was truncated.
 
     A text that is blank, too long or not whole is a ValueError.
     """
     if not text.strip():
         raise ValueError("Write or paste a text first.")
-    if len(text) > max_characters:
-        raise ValueError(f"This text is too long: at most {max_characters:,} characters are read; shorten it.")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"This text is too long: at most {MAX_CHARACTERS:,} characters are read; shorten it.")
     tuned = classify_texts(model, tokenizer, [text])
     with model.disable_adapter():
         untuned = classify_texts(model, tokenizer, [text])

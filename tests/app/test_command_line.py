@@ -142,12 +142,12 @@ def test_predict_gives_each_text_a_label_and_probabilities(trained, run):
         assert row["label"] == max(row["probabilities"], key=row["probabilities"].get)
 
 
-def test_predict_reads_a_text_a_line_and_writes_a_new_file(trained, run, tmp_path, monkeypatch):
+def test_predict_reads_a_text_a_line(trained, run, tmp_path, monkeypatch):
     monkeypatch.setattr(command_line, "CHUNK", 2)
     (tmp_path / "texts.txt").write_text("good\n\nbad\n")
-    status, output, _ = run("predict", trained[0], "--file", tmp_path / "texts.txt", "--output_file", tmp_path / "out")
-    assert (status, output) == (0, "")
-    assert [json.loads(line)["text"] for line in (tmp_path / "out").read_text().splitlines()] == ["good", "", "bad"]
+    status, output, _ = run("predict", trained[0], "--file", tmp_path / "texts.txt")
+    assert status == 0
+    assert [json.loads(line)["text"] for line in output.splitlines()] == ["good", "", "bad"]
 
 
 # language-model
@@ -179,6 +179,8 @@ def test_compare_shows_the_methods_and_keeps_table_and_figure(options, run, tmp_
     status, output, _ = run(*words)
     assert status == 0
     assert "head-only" in output
+    assert re.search(r"^\d+ test examples$", output, re.MULTILINE)
+    assert output.endswith(f"The table and the figure are in {tmp_path / 'methods'}: methods.csv, methods.png.\n")
     assert "No PEFT method was compared." in output
     names = sorted(path.name for path in (tmp_path / "methods").iterdir())
     assert names == ["method_comparison.jsonl", "methods.csv", "methods.png"]
@@ -194,6 +196,7 @@ def test_a_method_that_fails_gives_an_exit_status_of_1(options, run, tmp_path, m
     status, output, error = run(*words)
     assert (status, error) == (1, "")
     assert "head-only, seed 42: failed, RuntimeError: no such luck" in output
+    assert (tmp_path / "methods.png").is_file()  # of the baselines
 
 
 def test_check_reports_what_is_missing_with_its_cells(trained, run, tmp_path):
@@ -252,9 +255,9 @@ def test_the_options_of_transformers_are_shown_on_demand(run):
         (["evaluate", "missing", "rows.csv"], "there is no file or folder 'missing'; name one"),
         (["evaluate", "{adapter}", "missing.csv"], "there is no file or folder 'missing.csv'; name one that"),
         (["evaluate", "{adapter}"], "the following arguments are required: file. See python -m peft_helpers evaluate"),
-        (["predict", "{adapter}"], "expected either texts or --file. See python -m peft_helpers predict --help."),
-        (["predict", "{adapter}", "good", "--file", "{reviews}"], "expected either texts or --file"),
-        (["predict", "{adapter}", "good", "--output_file", "{reviews}"], "File exists: '"),
+        (["predict", "{adapter}"], "one of the arguments TEXT --file is required. See python -m peft_helpers predict"),
+        (["predict", "{adapter}", "good", "--file", "{reviews}"], "argument --file: not allowed with argument TEXT"),
+        (["predict", "{adapter}", "--file", "{reviews}", "good"], "unrecognized arguments: good. See"),
         (["check", NOTEBOOK, "--zip"], "unrecognized arguments: --zip. See python -m peft_helpers check --help."),
         (["predict", "{empty}", "good"], "Expected the options of a run in"),
         (["check", "missing.ipynb"], "there is no file or folder 'missing.ipynb'"),

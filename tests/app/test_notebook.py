@@ -8,7 +8,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from peft_helpers.app import notebook
-from peft_helpers.app.notebook import REQUIREMENTS, Box, check_requirements
+from peft_helpers.app.notebook import REQUIREMENTS, OfflineBox, check_requirements
 
 # The name of a package where it is not that of the module.
 PACKAGES = {"sklearn": "scikit-learn", "IPython": "ipython"}
@@ -70,7 +70,7 @@ def test_the_check_itself_needs_nothing_that_may_be_missing():
 
 
 def test_a_box_is_a_frame_in_a_notebook_and_a_line_elsewhere():
-    box = Box("Offline", "a <small> model")
+    box = OfflineBox("a <small> model")
     assert repr(box) == "Offline: a <small> model"
     frame = box._repr_html_()
     assert frame.startswith("<table")

@@ -89,9 +89,10 @@ def test_a_truncated_text_is_reported(peft_model, tokenizer):
     ],
     ids=["empty", "blank", "too long", "half a character"],
 )
-def test_a_text_that_cannot_be_read_is_answered(text, message, peft_model, tokenizer):
+def test_a_text_that_cannot_be_read_is_answered(text, message, peft_model, tokenizer, monkeypatch):
+    monkeypatch.setattr(web_page, "MAX_CHARACTERS", 10)
     with pytest.raises(ValueError, match=message):
-        classify_with_both(text, peft_model, tokenizer, max_characters=10)
+        classify_with_both(text, peft_model, tokenizer)
 
 
 @pytest.mark.reliability("fault")
@@ -213,8 +214,9 @@ def test_an_example_is_classified_when_it_is_clicked(opened, visit, peft_model, 
     assert window.get_by_label("Text").input_value() == EXAMPLES[2]
 
 
-def test_a_bad_text_is_answered_on_the_page_and_clears_the_bars(opened, visit):
-    window = visit(opened(max_characters=20).local_url)
+def test_a_bad_text_is_answered_on_the_page_and_clears_the_bars(opened, visit, monkeypatch):
+    monkeypatch.setattr(web_page, "MAX_CHARACTERS", 20)
+    window = visit(opened().local_url)
     for text, message in (("x" * 21, "at most 20 characters are read"), (" ", "Write or paste a text first")):
         classify(window, "good")
         read_bars(window, TUNED)
@@ -226,8 +228,9 @@ def test_a_bad_text_is_answered_on_the_page_and_clears_the_bars(opened, visit):
     assert not window.get_by_text("Write or paste").count()
 
 
-def test_pasting_too_much_is_reported_rather_than_silently_cut(opened, visit):
-    window = visit(opened(max_characters=20).local_url)
+def test_pasting_too_much_is_reported_rather_than_silently_cut(opened, visit, monkeypatch):
+    monkeypatch.setattr(web_page, "MAX_CHARACTERS", 20)
+    window = visit(opened().local_url)
     window.get_by_label("Text").click()
     window.keyboard.insert_text("\U0001f600" * 500)
     assert len(window.get_by_label("Text").input_value()) <= 30
