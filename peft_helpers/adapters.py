@@ -7,9 +7,10 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from peft_helpers.arguments import Arguments, find_model
+from peft_helpers.arguments import Arguments
 from peft_helpers.distributed import main_process_first
 from peft_helpers.interruptions import CHECKPOINTS_RUN_FILE, check_place, finish_replacing
+from peft_helpers.tiny_gpt2 import find_model
 
 RUN_FILE = "run_config.json"
 ADAPTER_CONFIG = "adapter_config.json"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING
 
-from peft_helpers.tiny_gpt2 import TINY_GPT2, find_model  # noqa: F401
+from peft_helpers.tiny_gpt2 import find_model
 
 if TYPE_CHECKING:
     from peft_helpers.training import TrainingArguments

@@ -1,12 +1,9 @@
-import os
-import runpy
 from dataclasses import FrozenInstanceError
-from pathlib import Path
 
 import pytest
 
-from peft_helpers import arguments, make_arguments
-from peft_helpers.arguments import OPTIONS, TINY_GPT2, find_model
+from peft_helpers import make_arguments
+from peft_helpers.arguments import OPTIONS
 
 
 def test_an_option_is_replaced_in_its_group(args):
@@ -46,24 +43,3 @@ def test_arguments_cannot_be_changed(args):
 def test_values_that_make_no_run_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         make_arguments(**options)
-
-
-@pytest.mark.parametrize(
-    "name", ["peft_helpers/tiny_gpt2", "./peft_helpers/tiny_gpt2", "../gone/peft_helpers/tiny_gpt2"]
-)
-def test_the_embedded_model_is_found_from_another_folder(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert find_model(name) == TINY_GPT2
-    other = tmp_path / "peft_helpers" / "tiny_gpt2"
-    other.mkdir(parents=True)
-    assert find_model(str(other)) == str(other)  # another model in a folder of the same name
-
-
-def test_the_tiny_model_has_a_whole_path_where_no_relative_one_leads_to_it(monkeypatch):
-    def other_drive(path):
-        raise ValueError("path is on mount 'D:', start on mount 'C:'")
-
-    monkeypatch.setattr(os.path, "relpath", other_drive)
-    tiny_gpt2 = runpy.run_path(arguments.__file__)["TINY_GPT2"]
-    assert Path(tiny_gpt2).is_absolute()
-    assert Path(tiny_gpt2, "config.json").is_file()

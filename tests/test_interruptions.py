@@ -25,8 +25,8 @@ from peft_helpers import (
     predict,
     replace_folder,
 )
-from peft_helpers.arguments import TINY_GPT2
 from peft_helpers.interruptions import check_space, find_checkpoint
+from peft_helpers.tiny_gpt2 import TINY_GPT2
 
 
 class Fail(TrainerCallback):

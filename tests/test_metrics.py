@@ -13,9 +13,9 @@ from peft_helpers import (
     fingerprint_parameters,
     make_arguments,
 )
-from peft_helpers.arguments import TINY_GPT2
 from peft_helpers.metrics import ClassificationMetrics, compute_metrics_and_loss, rounding_bound
 from peft_helpers.modeling import load_model
+from peft_helpers.tiny_gpt2 import TINY_GPT2
 
 
 def output(predicted: list[int], true: list[int], labels: int = 3) -> EvalPrediction:

@@ -47,7 +47,8 @@ def imported_rooms(source: str) -> set[str]:
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {f"{getattr(node, 'module', '')}.{alias.name}".strip(".") for node in imports for alias in node.names}
     heads = {name.split(".")[1] for name in names if name.startswith("peft_helpers.")}
-    return {head if (PACKAGE / head).is_dir() else "" for head in heads}
+    # tiny_gpt2 says only where the embedded model is.
+    return {head if head != "tiny_gpt2" and (PACKAGE / head).is_dir() else "" for head in heads}
 
 
 def test_a_folder_imports_the_core_and_no_other_folder():
@@ -73,7 +74,7 @@ def test_the_import_rule_sees_every_form_of_import(source, rooms):
 def test_the_core_is_short_and_no_module_is_long():
     lines = {name: len(source.splitlines()) for name, source in read_modules().items()}
     core = {name: lines[f"{name}.py"] for name in CORE}
-    assert sum(core.values()) <= 1_150, core
+    assert sum(core.values()) <= 1_100, core
     assert max(core.values()) <= 200, core
     assert {name: count for name, count in lines.items() if count > 300} == {}
     assert len([name for name in lines if "/" not in name]) <= 14

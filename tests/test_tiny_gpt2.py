@@ -1,15 +1,17 @@
 """The tiny GPT-2 that ships, and the script that made it."""
 
 import gzip
+import os
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from peft_helpers.arguments import TINY_GPT2
+from peft_helpers import tiny_gpt2
 from peft_helpers.sources import bbc_news
-from peft_helpers.tiny_gpt2 import pretrain
+from peft_helpers.tiny_gpt2 import TINY_GPT2, find_model, pretrain
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +63,24 @@ def test_the_script_makes_a_model_and_reads_no_test_article(tmp_path, monkeypatc
 def test_a_folder_without_texts_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no \*\.txt\.gz file"):
         pretrain.read_documents(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["peft_helpers/tiny_gpt2", "./peft_helpers/tiny_gpt2", "../gone/peft_helpers/tiny_gpt2"]
+)
+def test_the_embedded_model_is_found_from_another_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_model(name) == TINY_GPT2
+    other = tmp_path / "peft_helpers" / "tiny_gpt2"
+    other.mkdir(parents=True)
+    assert find_model(str(other)) == str(other)  # another model in a folder of the same name
+
+
+def test_the_tiny_model_has_a_whole_path_where_no_relative_one_leads_to_it(monkeypatch):
+    def other_drive(path):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    monkeypatch.setattr(os.path, "relpath", other_drive)
+    found = runpy.run_path(tiny_gpt2.__file__)["TINY_GPT2"]
+    assert Path(found).is_absolute()
+    assert Path(found, "config.json").is_file()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from peft_helpers.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from peft_helpers.arguments import find_model
+from peft_helpers.tiny_gpt2 import find_model
 
 _JSON = (ADAPTER_CONFIG, "config.json", "tokenizer_config.json")
 # Entries by which transformers 5.23 and PEFT 0.21 import code, or read another model or file.

@@ -9,9 +9,10 @@ from peft import PeftConfig, PeftModel, PeftType
 from peft.utils.constants import DUMMY_TARGET_MODULES, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from transformers import PreTrainedModel, TrainerCallback
 
-from peft_helpers.arguments import TINY_GPT2, Arguments
+from peft_helpers.arguments import Arguments
 from peft_helpers.comparison.tables import read_results
 from peft_helpers.modeling import head_modules, lora_arguments, uses_conv1d
+from peft_helpers.tiny_gpt2 import TINY_GPT2
 
 REPEATED = ("lora-r8", "dora", "ia3")  # methods that run with `comparison_seeds` seeds
 

@@ -10,11 +10,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, default_data_collator
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from peft_helpers.adapters import check_output_dir
-from peft_helpers.arguments import TINY_GPT2, Arguments
+from peft_helpers.arguments import Arguments
 from peft_helpers.language_modeling.blocks import make_blocks
 from peft_helpers.language_modeling.generation import first_words, generate_texts
 from peft_helpers.modeling import Task, check_model
 from peft_helpers.pipeline import RunResult, load_adapter
+from peft_helpers.tiny_gpt2 import TINY_GPT2
 
 LANGUAGE_MODELING = Task(
     task_type="CAUSAL_LM",

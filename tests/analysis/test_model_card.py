@@ -75,7 +75,7 @@ def test_local_names_are_no_ids_and_show_no_path(make, args, tmp_path, dataset_n
 
 
 def test_the_embedded_model_is_named_by_its_place_in_the_project(make, args):
-    card = make(args.replace(model_name_or_path=helpers.arguments.TINY_GPT2))
+    card = make(args.replace(model_name_or_path=helpers.tiny_gpt2.TINY_GPT2))
     assert 'base_model = "peft_helpers/tiny_gpt2"  # path of the base model\'s folder' in card.text
     card = make(args.replace(model_name_or_path="gpt2"))
     assert 'base_model = "gpt2"  # id of the base model on the Hub' in card.text

@@ -9,7 +9,8 @@ from conftest import CHECKPOINTING
 
 from peft_helpers.app import profiles
 from peft_helpers.app.profiles import WIKITEXT, choose_texts, describe_options, parse_arguments
-from peft_helpers.arguments import BBC_NEWS, TINY_GPT2, TrainingOptions
+from peft_helpers.arguments import BBC_NEWS, TrainingOptions
+from peft_helpers.tiny_gpt2 import TINY_GPT2
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ import psutil
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, set_seed
 
 import peft_helpers as helpers
-from peft_helpers.arguments import TINY_GPT2, LoraArguments
+from peft_helpers.arguments import LoraArguments
+from peft_helpers.tiny_gpt2 import TINY_GPT2
 
 PARTS = ("like_lengths", "fused_gelu", "no_dropout", "no_cache")
 USUAL = {"path": "usual", "padding": "longest", "lora_dropout": 0.05, "without": []}

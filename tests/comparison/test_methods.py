@@ -3,7 +3,6 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from peft_helpers.arguments import TINY_GPT2
 from peft_helpers.comparison.methods import (
     METHODS,
     REFUSED,
@@ -14,6 +13,7 @@ from peft_helpers.comparison.methods import (
     plan_comparison,
 )
 from peft_helpers.metrics import changed_parameters, fingerprint_parameters
+from peft_helpers.tiny_gpt2 import TINY_GPT2
 
 OF_PEFT = [name for name, method in METHODS.items() if method.make_config is not None and not method.quantized]
 CLASSIFIER = {"task_type": "SEQ_CLS"}

@@ -10,7 +10,6 @@ from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertForMaskedLM
 
 from peft_helpers.adapters import save_recipe
-from peft_helpers.arguments import TINY_GPT2
 from peft_helpers.interruptions import guard_training
 from peft_helpers.language_modeling.task import (
     LANGUAGE_MODELING,
@@ -22,6 +21,7 @@ from peft_helpers.language_modeling.task import (
 from peft_helpers.metrics import assert_same_predictions
 from peft_helpers.modeling import load_model, lora_arguments
 from peft_helpers.pipeline import load_adapter, run
+from peft_helpers.tiny_gpt2 import TINY_GPT2
 from peft_helpers.training import make_trainer, predict
 
 

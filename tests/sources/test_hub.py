@@ -10,8 +10,8 @@ import pytest
 from conftest import use_hub
 
 from peft_helpers import parse_arguments
-from peft_helpers.arguments import TINY_GPT2
 from peft_helpers.sources import hub
+from peft_helpers.tiny_gpt2 import TINY_GPT2
 
 NAMES = {"model_name_or_path": "gpt2", "dataset_name": "stanfordnlp/sst2"}
 OFFLINE = "the local Hugging Face cache lacks gpt2 and stanfordnlp/sst2, and this machine is offline"
