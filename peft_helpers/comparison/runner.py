@@ -10,11 +10,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 import numpy as np
 import psutil
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from peft import PeftModel, PeftType
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
@@ -36,139 +37,131 @@ RELOADED = 64  # test examples that a reloaded adapter has to predict alike
 INTERVAL = 0.01  # seconds between two looks at the memory: a training step takes longer
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What all runs share: train and test as tokens, the tokenizer, the names of the labels."""
+
+    tokenized: DatasetDict
+    tokenizer: PreTrainedTokenizerBase
+    label_names: list[str]
+
+
 def compare_methods(dataset: DatasetDict, args: Arguments) -> tuple[list[dict], np.ndarray]:
     """Run the baselines and ``comparison_methods``; return their results and the true labels of the test examples.
 
     A result in ``comparison_file`` of the same options, versions, device and examples is not run again. A method that
-    fails has an ``error``, and the others go on.
+    fails has an ``error``, and the others go on. What does not fit into ``comparison_minutes`` is left out.
 
     Raises:
         ValueError: ``args`` has streaming, or this is one of several processes; see also `plan_comparison`.
     """
     if args.data.streaming or process_state().num_processes > 1:
         raise ValueError("Methods are compared in memory, in one process; leave out --streaming and accelerate launch.")
-    runs, file = plan_comparison(args), args.comparison.comparison_file
+    runs = plan_comparison(args)
     check_model(args)
     name, label_names = args.model.model_name_or_path, dataset["test"].features["label"].names
     tokenizer = AutoTokenizer.from_pretrained(name, model_max_length=args.data.max_length)
     set_padding(tokenizer, empty_model(AutoConfig.from_pretrained(name)))
-    tokenized = tokenize_splits(dataset, tokenizer)
+    data = Prepared(tokenize_splits(dataset, tokenizer), tokenizer, label_names)
     results = run_baselines(dataset, args.training.seed)
-    if not all(_find_result(name, args.replace(seed=seed), tokenized, label_names) for name, seed in runs):
-        seconds = {name: _time_method(name, args, tokenized, tokenizer, label_names) for name in dict(runs)}
-        runs, args = fit_to_budget(runs, args, seconds)
+    if not all(_find_result(name, args.replace(seed=seed), data) for name, seed in runs):
+        runs, args = fit_to_budget(runs, args, {name: _time_method(name, args, data) for name in dict(runs)})
     for number, (name, seed) in enumerate(runs, 1):
-        row, source = _find_result(name, args.replace(seed=seed), tokenized, label_names), f" (from {file})"
-        if row is None:
-            row, source = _run_and_keep(name, args.replace(seed=seed), tokenized, tokenizer, label_names), ""
+        row = _find_result(name, args.replace(seed=seed), data)
+        source = f" (from {args.comparison.comparison_file})" if row else ""
+        row = row or _run_and_keep(name, args.replace(seed=seed), data)
         print(f"{number} of {len(runs)}: {describe_result(row)}{source}")
         results.append(row)
     return results, np.array(dataset["test"]["label"][:])
 
 
-def _fingerprint(name: str, args: Arguments, tokenized: DatasetDict, label_names: list[str]) -> str:
+def _fingerprint(name: str, args: Arguments, data: Prepared) -> str:
     recipe = describe_recipe(args) | {"learning_rate": learning_rate(name, args), "bf16": args.training.bf16}
-    examples = [tokenized[split][column][:] for split in ("train", "test") for column in ("labels", "length")]
-    settings = [name, recipe, args.comparison.comparison_steps, label_names, describe_environment().to_dict(), examples]
+    examples = [data.tokenized[split][column][:] for split in ("train", "test") for column in ("labels", "length")]
+    environment, steps = describe_environment().to_dict(), args.comparison.comparison_steps
+    settings = [name, recipe, steps, data.label_names, environment, examples]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
-def _find_result(name: str, args: Arguments, tokenized: DatasetDict, label_names: list[str]) -> dict | None:
+def _find_result(name: str, args: Arguments, data: Prepared) -> dict | None:
     """Return what ``comparison_file`` has for the same run, if it did not fail."""
-    fingerprint = _fingerprint(name, args, tokenized, label_names)
-    kept = read_results(args.comparison.comparison_file)
+    fingerprint, kept = _fingerprint(name, args, data), read_results(args.comparison.comparison_file)
     return next((row for row in kept if row["fingerprint"] == fingerprint and row["error"] is None), None)
 
 
-def _run_and_keep(
-    name: str, args: Arguments, tokenized: DatasetDict, tokenizer: PreTrainedTokenizerBase, label_names: list[str]
-) -> dict:
-    fingerprint, environment = _fingerprint(name, args, tokenized, label_names), describe_environment().to_dict()
-    row = {"method": name, "seed": args.training.seed, "error": None}
-    row |= {"fingerprint": fingerprint, "environment": environment}
+def _run_and_keep(name: str, args: Arguments, data: Prepared) -> dict:
+    row = {"method": name, "seed": args.training.seed, "error": None, "fingerprint": _fingerprint(name, args, data)}
+    row["environment"] = describe_environment().to_dict()
     try:
-        row |= run_method(name, args, tokenized, tokenizer, label_names)
+        row |= run_method(name, args, data)
     except Exception as error:  # the next methods go on
         row["error"] = f"{type(error).__name__}: {error}"
     write_results([*read_results(args.comparison.comparison_file), row], args.comparison.comparison_file)
     return row
 
 
-def _time_method(
-    name: str, args: Arguments, tokenized: DatasetDict, tokenizer: PreTrainedTokenizerBase, label_names: list[str]
-) -> tuple[float, float]:
+def _time_method(name: str, args: Arguments, data: Prepared) -> tuple[float, float]:
     """Return the seconds that a run of the method takes without its steps, and those of a step."""
     start = time.perf_counter()
     with suppress(Exception), tempfile.TemporaryDirectory() as folder:  # what fails here fails again in its run
-        model, args = _prepare(name, args, tokenizer, label_names)
+        model, args = _adapt(name, args, data)
         load = time.perf_counter() - start
-        step, evaluation = time_steps(_make_trainer(model, tokenized["train"], tokenizer, args, folder))
-        return 2 * load + evaluation * (tokenized["test"].num_rows + RELOADED), step
+        step, evaluation = time_steps(_make_trainer(model, args, data, folder))
+        return 2 * load + evaluation * (data.tokenized["test"].num_rows + 2 * RELOADED), step
     return 0.0, 0.0
 
 
-def run_method(
-    name: str, args: Arguments, tokenized: DatasetDict, tokenizer: PreTrainedTokenizerBase, label_names: list[str]
-) -> dict:
+def run_method(name: str, args: Arguments, data: Prepared) -> dict:
     """Train one method for ``comparison_steps`` steps and test it as it ends; return its scores and costs.
 
     The adapter is saved, loaded onto a fresh base model and compared with the one in memory; then it is removed.
     """
-    with watch_memory() as memory:
-        model, args = _prepare(name, args, tokenizer, label_names)
-        seconds = _train(model, tokenized["train"], tokenizer, args)
-    output = predict(model, tokenizer, tokenized["test"], args, disable_tqdm=True)
+    with watch_memory() as memory, tempfile.TemporaryDirectory() as folder:
+        model, args = _adapt(name, args, data)
+        training = _make_trainer(model, args, data, folder).train()
+    output = predict(model, data.tokenizer, data.tokenized["test"], args, disable_tqdm=True)
     megabytes, verified = model.get_memory_footprint(return_buffers=False) / 1e6, "not kept"
     if isinstance(model, PeftModel):
-        # With another seed, what was not saved of the head comes back as other random numbers, and shows.
-        base = load_model(args.replace(seed=args.training.seed ^ 1), tokenizer, CLASSIFICATION, label_names)
-        megabytes, verified = _check_reload(model, base, tokenized["test"], tokenizer, args), "yes"
+        megabytes, verified = _check_reload(model, args, data), "yes"
     return {
         "learning_rate": args.training.learning_rate,
         "parameters": model.num_parameters(),
         "trainable_parameters": sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad),
-        "train_seconds": seconds,
+        "train_seconds": training.metrics["train_runtime"],
         "peak_memory_mb": (max(memory) - memory[0]) / 1e6,
         "adapter_mb": megabytes,
         "reload_verified": verified,
     } | score_predictions(output)
 
 
-def _prepare(
-    name: str, args: Arguments, tokenizer: PreTrainedTokenizerBase, label_names: list[str]
-) -> tuple[PreTrainedModel, Arguments]:
+def _adapt(name: str, args: Arguments, data: Prepared) -> tuple[PreTrainedModel, Arguments]:
     """Return a fresh model with what the method trains, and the arguments that suit the method."""
     method = find_method(name)
     args = args.replace(load_in_4bit=method.quantized, learning_rate=learning_rate(name, args))
-    return adapt_model(load_model(args, tokenizer, CLASSIFICATION, label_names), method, args), args
+    return adapt_model(load_model(args, data.tokenizer, CLASSIFICATION, data.label_names), method, args), args
 
 
-def _train(model: PreTrainedModel, train: Dataset, tokenizer: PreTrainedTokenizerBase, args: Arguments) -> float:
-    """Train ``model`` for ``comparison_steps`` steps, without evaluation or checkpoint, and return the seconds."""
-    with tempfile.TemporaryDirectory() as folder:
-        return _make_trainer(model, train, tokenizer, args, folder).train().metrics["train_runtime"]
-
-
-def _make_trainer(
-    model: PreTrainedModel, train: Dataset, tokenizer: PreTrainedTokenizerBase, args: Arguments, folder: str
-) -> LengthTrainer:
-    steps, collate = args.comparison.comparison_steps, CLASSIFICATION.make_data_collator(tokenizer)
+def _make_trainer(model: PreTrainedModel, args: Arguments, data: Prepared, folder: str) -> LengthTrainer:
+    """Return a Trainer for ``comparison_steps`` steps without evaluation or checkpoint."""
+    steps, collate = args.comparison.comparison_steps, CLASSIFICATION.make_data_collator(data.tokenizer)
     args = args.replace(output_dir=folder, max_steps=steps, disable_tqdm=True, **NO_EVALUATION)
-    trainer = LengthTrainer(model, args.training, collate, train, callbacks=[AllocateRanks()])
+    trainer = LengthTrainer(model, args.training, collate, data.tokenized["train"], callbacks=[AllocateRanks()])
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _check_reload(
-    model: PeftModel, base: PreTrainedModel, test: Dataset, tokenizer: PreTrainedTokenizerBase, args: Arguments
-) -> float:
-    """Assert that what is saved of ``model`` predicts the same on ``base``, and return its MB (10^6 bytes)."""
+def _check_reload(model: PeftModel, args: Arguments, data: Prepared) -> float:
+    """Assert that what is saved of ``model`` predicts the same on a fresh base, and return its MB (10^6 bytes)."""
+    test = data.tokenized["test"]
     some = test.select(range(min(RELOADED, test.num_rows)))
+    # With another seed, what was not saved of the head comes back as other random numbers, and shows.
+    other = args.replace(seed=args.training.seed ^ 1)
+    base = load_model(other, data.tokenizer, CLASSIFICATION, data.label_names)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         # AdaLoRA computes a loss only where it can be trained (peft 0.21).
         reloaded = PeftModel.from_pretrained(base, folder, is_trainable=model.peft_type == PeftType.ADALORA)
-        outputs = [predict(each, tokenizer, some, args, disable_tqdm=True) for each in (model, reloaded)]
+        outputs = [predict(each, data.tokenizer, some, args, disable_tqdm=True) for each in (model, reloaded)]
         assert_same_predictions(*outputs)
         return adapter_size(folder)
 

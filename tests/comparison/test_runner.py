@@ -12,6 +12,7 @@ from peft_helpers.comparison import runner
 from peft_helpers.comparison.methods import METHODS, adapt_model
 from peft_helpers.comparison.runner import (
     INTERVAL,
+    Prepared,
     compare_methods,
     run_method,
     watch_memory,
@@ -64,13 +65,13 @@ def calls(monkeypatch):
 
 
 def test_qlora_runs_reloads_and_matches_on_every_processor(short, tokenized, tokenizer, processor):
-    assert run_method("qlora", short, tokenized, tokenizer, LABELS)["reload_verified"] == "yes"
+    assert run_method("qlora", short, Prepared(tokenized, tokenizer, LABELS))["reload_verified"] == "yes"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_runs_reloads_and_matches(name, short, tokenized, tokenizer):
-    result = run_method(name, short, tokenized, tokenizer, LABELS)
+    result = run_method(name, short, Prepared(tokenized, tokenizer, LABELS))
     assert result["reload_verified"] == ("not kept" if name == "full" else "yes")
     assert len(result["predictions"]) == tokenized["test"].num_rows
     hits = [p == t for p, t in zip(result["predictions"], tokenized["test"]["labels"], strict=True)]
@@ -93,7 +94,7 @@ def run_other(short, tokenized, tokenizer, tmp_path):
     def run(kind, name):
         shape = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **OTHER_MODELS[kind])
         AutoModel.from_config(shape).save_pretrained(tmp_path)
-        return run_method(name, short.replace(model_name_or_path=str(tmp_path)), tokenized, tokenizer, LABELS)
+        return run_method(name, short.replace(model_name_or_path=str(tmp_path)), Prepared(tokenized, tokenizer, LABELS))
 
     return run
 
@@ -130,12 +131,12 @@ def test_adalora_moves_its_ranks(short, tokenized, tokenizer, monkeypatch):
     monkeypatch.setattr(
         "peft.tuners.adalora.model.AdaLoraModel.update_and_allocate", lambda self, step: steps.append(step)
     )
-    run_method("adalora", short, tokenized, tokenizer, LABELS)
+    run_method("adalora", short, Prepared(tokenized, tokenizer, LABELS))
     assert steps == [1, 2, 3]
 
 
 def test_the_same_run_gives_the_same_result(short, tokenized, tokenizer):
-    first, again = (run_method("lora-r8", short, tokenized, tokenizer, LABELS) for _ in range(2))
+    first, again = (run_method("lora-r8", short, Prepared(tokenized, tokenizer, LABELS)) for _ in range(2))
     assert first["predictions"] == again["predictions"]
     assert first["f1"] == again["f1"]
 
@@ -185,7 +186,9 @@ def test_another_learning_rate_of_a_method_is_run_again(run, calls, monkeypatch)
 
 
 @pytest.mark.slow
-def test_every_method_trains_on_the_same_batches_beyond_the_first_epoch(short, tokenized, tokenizer, monkeypatch):
+def test_every_method_trains_on_the_same_batches_beyond_the_first_epoch(
+    short, tokenized, tokenizer, monkeypatch, tmp_path
+):
     """16 steps of 4 rows are two epochs; what the methods draw from the global generator has no say."""
     batches = []
 
@@ -200,7 +203,7 @@ def test_every_method_trains_on_the_same_batches_beyond_the_first_epoch(short, t
     orders = []
     for name in ("head-only", "lora-r8", "vera"):
         model = adapt_model(load_model(short, tokenizer, CLASSIFICATION, LABELS), METHODS[name], long)
-        runner._train(model, tokenized["train"], tokenizer, long)
+        runner._make_trainer(model, long, Prepared(tokenized, tokenizer, LABELS), str(tmp_path)).train()
         orders.append(batches[:])
         batches.clear()
     assert len(orders[0]) == 16
