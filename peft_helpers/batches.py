@@ -60,11 +60,21 @@ def batch_by_tokens(lengths: list[int], max_tokens: int, max_rows: int) -> list[
 
 
 def count_steps(train: Dataset | IterableDataset, args: TrainingArguments) -> int:
-    """Return the number of updates in a whole run."""
+    """Return the number of updates in a whole run.
+
+    Raises:
+        ValueError: there is one only, which changes nothing.
+    """
     if args.max_steps > 0:
         return args.max_steps
     rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return math.ceil(args.num_train_epochs * math.ceil(train.num_rows / rows))
+    steps = math.ceil(args.num_train_epochs * math.ceil(train.num_rows / rows))
+    if steps < 2:
+        raise ValueError(
+            f"{train.num_rows} examples for {args.num_train_epochs:g} epochs make one training step, in which the "
+            "learning rate is still 0. Raise --num_train_epochs or lower --per_device_train_batch_size."
+        )
+    return steps
 
 
 class LengthTrainer(Trainer):

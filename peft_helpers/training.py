@@ -101,16 +101,11 @@ def make_trainer(
     training lasts; see `guard_training`.
 
     Raises:
-        ValueError: there is one training step only, which changes nothing.
-        OSError: the disk has too little space; see `check_space`.
+        ValueError, OSError: there is one training step only, or too little space; see `count_steps`, `check_space`.
     """
     report_idle_gpus()
     train, validation, arguments = tokenized["train"], tokenized["validation"], args.training
-    if count_steps(train, arguments) < 2:
-        raise ValueError(
-            f"{train.num_rows} examples for {arguments.num_train_epochs:g} epochs make one training step, in which the "
-            "learning rate is still 0. Raise --num_train_epochs or lower --per_device_train_batch_size."
-        )
+    count_steps(train, arguments)
     check_space(arguments.output_dir, model, arguments.save_total_limit + 1)  # one more while it is written
     save_recipe(args, arguments.output_dir, CHECKPOINTS_RUN_FILE)
     options = {"metric_for_best_model": task.metric_for_best_model, "greater_is_better": task.greater_is_better}
