@@ -10,17 +10,9 @@ articles that is printed at the end. Needs neither GPU nor network; about 95 min
 import gzip
 from pathlib import Path
 
+import torch
 from datasets import Dataset
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPT2Tokenizer,
-    HfArgumentParser,
-    Trainer,
-    TrainingArguments,
-    default_data_collator,
-    set_seed,
-)
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer, HfArgumentParser, Trainer, TrainingArguments
 
 from peft_helpers.language_modeling.blocks import cut_blocks
 from peft_helpers.sources.bbc_news import load_bbc_news
@@ -70,9 +62,9 @@ def main() -> None:
     train = Dataset.from_dict(cut_blocks({"text": documents}, tokenizer))
     validation = Dataset.from_dict(cut_blocks(bbc["validation"][:], tokenizer))
     print(f"{len(documents)} documents, {len(train)} blocks of 512 tokens", flush=True)
-    set_seed(arguments.seed)
+    torch.manual_seed(arguments.seed)
     model = make_model(tokenizer)
-    trainer = Trainer(model, arguments, default_data_collator, train_dataset=train, eval_dataset=validation)
+    trainer = Trainer(model, arguments, train_dataset=train, eval_dataset=validation)
     trainer.train()
     print(trainer.evaluate(), flush=True)
     model.config.activation_function = "gelu_new"
