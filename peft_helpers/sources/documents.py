@@ -37,10 +37,8 @@ def load_documents(args: Arguments) -> DatasetDict:
     documents = DatasetDict()
     for name in ("train", "validation", "test"):
         documents[name] = Dataset.from_dict({"text": rows["text"][rows["split"] == name].tolist()})
-    if 0 in documents.num_rows.values():
-        raise ValueError(
-            f"There are too few documents: {documents.num_rows}. In a text file a blank line separates documents."
-        )
+    if 0 in (counts := documents.num_rows).values():
+        raise ValueError(f"There are too few documents: {counts}. In a text file a blank line separates documents.")
     return documents
 
 

@@ -19,10 +19,9 @@ from peft_helpers.sources.bbc_news import load_bbc_news
 
 # 4 blocks of 512 tokens a step. Any of these, and of the Trainer's other options, can be given on the command line.
 RECIPE = {
-    "output_dir": "tiny_gpt2", "max_steps": 7000, "seed": 42,
-    "per_device_train_batch_size": 4, "per_device_eval_batch_size": 8,
-    "learning_rate": 3e-3, "lr_scheduler_type": "cosine", "warmup_steps": 300,
-    "adam_beta2": 0.95, "weight_decay": 0.1, "logging_steps": 50, "save_strategy": "no", "report_to": "none",
+    "output_dir": "tiny_gpt2", "save_strategy": "no", "logging_steps": 50,
+    "max_steps": 7000, "warmup_steps": 300, "per_device_train_batch_size": 4,
+    "learning_rate": 3e-3, "lr_scheduler_type": "cosine", "adam_beta2": 0.95, "weight_decay": 0.1,
 }  # fmt: skip
 
 
