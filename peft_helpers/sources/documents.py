@@ -1,6 +1,7 @@
 """Texts for language modeling: whole documents in three splits."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -49,13 +50,11 @@ def _read_splits(data: DataArguments) -> dict[str, list[str]]:
     raw = rename_splits(load_raw(data))
     named = data.text_column  # which may be a column of the labelled examples
     column = find_text_column(raw["train"], named if named in raw["train"].column_names else None)
-    splits = {name: [text or "" for text in rows[column]] for name, rows in raw.items()}
-    if data.dataset_name == WIKITEXT:
-        return {name: join_articles(lines) for name, lines in splits.items()}
-    return splits
+    join = join_articles if data.dataset_name == WIKITEXT else list
+    return {name: join(text or "" for text in rows[column]) for name, rows in raw.items()}
 
 
-def join_articles(lines: list[str]) -> list[str]:
+def join_articles(lines: Iterable[str]) -> list[str]:
     """Join the rows of WikiText, which are lines, to articles; each begins with its title, `` = Title = ``."""
     articles = [[]]
     for line in lines:

@@ -135,10 +135,8 @@ def read_lines(file: Path) -> Iterator[str]:
             try:
                 yield line.decode("utf-8-sig").rstrip("\r\n")
             except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"line {number} has the byte 0x{line[error.start]:02x}, which is not UTF-8; convert it with "
-                    "`iconv -f ENCODING -t UTF-8`, where ENCODING is often WINDOWS-1252 or UTF-16"
-                ) from None
+                found = f"line {number} has the byte 0x{line[error.start]:02x}, which is not UTF-8"
+                raise ValueError(f"{found}; convert it with `iconv -f WINDOWS-1252 -t UTF-8`, or from UTF-16") from None
 
 
 def load_labelled_examples(

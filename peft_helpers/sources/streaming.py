@@ -7,6 +7,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from peft_helpers.arguments import Arguments
+from peft_helpers.batches import LengthSampler
 from peft_helpers.columns import find_columns, name_labels
 from peft_helpers.data import hash_texts, prepare_splits, rename_splits
 
@@ -58,8 +59,6 @@ def _make_encoder(raw: Dataset, tables: DatasetDict, args: Arguments) -> Callabl
 
 def group_by_length(batch: dict[str, list], batch_size: int) -> dict[str, list]:
     """Return ``batch`` in groups of ``batch_size`` texts of similar length, the groups in random order."""
-    order = np.argsort([len(text) for text in batch["text"]], kind="stable")
-    groups = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    # The same order for each batch, so that a run that goes on from a checkpoint meets the same groups.
-    mixed = np.concatenate([groups[number] for number in np.random.default_rng(0).permutation(len(groups))])
-    return {name: [values[number] for number in mixed] for name, values in batch.items()}
+    # Of one seed and epoch, so that a run that goes on from a checkpoint meets the same groups.
+    order = list(LengthSampler([len(text) for text in batch["text"]], batch_size, seed=0, epoch=lambda: 0))
+    return {name: [values[number] for number in order] for name, values in batch.items()}

@@ -2,7 +2,7 @@
 
     python -m peft_helpers.tiny_gpt2.pretrain --text_folder FOLDER
 
-FOLDER holds ``*.txt.gz`` files, their documents separated by a line ``<|endoftext|>``. The BBC News *training*
+FOLDER holds only ``*.txt.gz`` files, their documents separated by a line ``<|endoftext|>``. The BBC News *training*
 articles are added to them, twice; validation and test articles are never read, except for the loss on the validation
 articles that is printed at the end. Needs neither GPU nor network; about 95 minutes on one core.
 """
@@ -26,9 +26,8 @@ RECIPE = {
 
 
 def read_documents(folder: str) -> list[str]:
-    """Return the documents of every ``*.txt.gz`` in ``folder``, in the files' order."""
-    paths = [path for path in sorted(Path(folder).iterdir()) if path.name.endswith(".txt.gz")]
-    texts = [gzip.decompress(path.read_bytes()).decode("utf-8") for path in paths]
+    """Return the documents of all files in ``folder``, in the files' order."""
+    texts = [gzip.decompress(path.read_bytes()).decode("utf-8") for path in sorted(Path(folder).iterdir())]
     return [document.strip() for text in texts for document in text.split("<|endoftext|>") if document.strip()]
 
 
