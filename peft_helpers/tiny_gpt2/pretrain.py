@@ -2,7 +2,7 @@
 
     python -m peft_helpers.tiny_gpt2.pretrain --text_folder FOLDER
 
-FOLDER holds only ``*.txt.gz`` files, their documents separated by a line ``<|endoftext|>``. The BBC News *training*
+FOLDER has only ``*.txt.gz`` files, their documents separated by a line ``<|endoftext|>``. The BBC News *training*
 articles are added to them, twice; validation and test articles are never read, except for the loss on the validation
 articles that is printed at the end. Needs neither GPU nor network; about 95 minutes on one core.
 """
