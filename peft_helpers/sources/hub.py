@@ -1,15 +1,11 @@
 """Whether a model and a data set are available: from the local Hugging Face cache or from the Hub."""
 
-import errno
-import socket
-
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff, httpx
 
 TIMEOUT = 10.0  # seconds that the Hub may be silent
 RETRIES = 3  # after 1, 2 and 4 seconds, or after as long as the Hub says
-_NO_NETWORK = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN)
 
 
 class NotOnHubError(ConnectionError):
@@ -21,7 +17,7 @@ def explain_availability(
 ) -> tuple[bool, str]:
     """Return whether all that is named is available, and the reason as half a sentence.
 
-    It is unavailable only where the cache lacks it and this machine is offline: without network, without name server,
+    It is unavailable only where the cache lacks it and this machine is offline: it can make no connection to the Hub,
     or with ``HF_HUB_OFFLINE``. A Hub that is busy or slow is asked again, of which `huggingface_hub` tells on stderr.
 
     Raises:
@@ -61,15 +57,12 @@ def _ask_hub(kind: str, name: str) -> None:
     response.json()  # which the login page of a network is not
 
 
-def _offline_cause(error: BaseException | None) -> str | None:
-    """Return why there is no network, from the socket's error below those of the HTTP client; None if there is one."""
-    while error is not None:
-        if isinstance(error, OfflineModeIsEnabled):
-            return "HF_HUB_OFFLINE is set"
-        if isinstance(error, ConnectionRefusedError | socket.gaierror) or getattr(error, "errno", None) in _NO_NETWORK:
-            return str(error)
-        error = error.__cause__ or error.__context__
-    return None
+def _offline_cause(error: Exception) -> str | None:
+    """Return why no connection can be made, or None."""
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set"
+    # A certificate that is refused has no such number: somebody is there.
+    return str(error) if isinstance(error, httpx.ConnectError) and "[Errno" in str(error) else None
 
 
 def _explain(error: Exception, kind: str, name: str, instead: str) -> ConnectionError:

@@ -1,11 +1,13 @@
 """Examples that are read as they are needed, for a dataset that is too large to be stored or prepared as a whole."""
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from peft_helpers.arguments import Arguments
+from peft_helpers.batches import LengthSampler
 from peft_helpers.columns import find_columns, name_labels
 from peft_helpers.data import hash_texts, prepare_splits, rename_splits
 
@@ -32,17 +34,8 @@ def prepare_stream(raw: IterableDatasetDict, args: Arguments) -> dict[str, Datas
         first[name] = Dataset.from_list(examples, features=split.features)
     print(f"Of the stream, the first {first['train'].num_rows:,} training examples are checked.")
     tables = prepare_splits(DatasetDict(first), args.replace(max_eval_samples=rows))
-    text_column, label_column = find_columns(first["train"], args.data.text_column, args.data.label_column)
-    label, feature = tables["train"].features["label"], first["train"].features[label_column]
-    held_out = np.concatenate([hash_texts(tables[name]["text"][:]) for name in ("validation", "test")])
-
-    def encode(batch: dict[str, list]) -> dict[str, list]:
-        names, texts = name_labels(batch[label_column], feature), batch[text_column]
-        kept = names.isin(label.names) & ~np.isin(hash_texts(texts), [*held_out, *hash_texts([""])])
-        return {"text": [texts[row] for row in np.flatnonzero(kept)], "label": label.str2int(names[kept].tolist())}
-
-    features = Features(text=Value("string"), label=label)
-    columns = first["train"].column_names
+    encode = _make_encoder(first["train"], tables, args)
+    columns, features = first["train"].column_names, tables["train"].features
     train = splits["train"].map(encode, batched=True, remove_columns=columns, features=features).repeat(None)
     batch_size = args.training.per_device_train_batch_size * args.training.gradient_accumulation_steps
     group = partial(group_by_length, batch_size=batch_size)
@@ -50,10 +43,22 @@ def prepare_stream(raw: IterableDatasetDict, args: Arguments) -> dict[str, Datas
     return {**tables, "train": grouped}
 
 
+def _make_encoder(raw: Dataset, tables: DatasetDict, args: Arguments) -> Callable[[dict[str, list]], dict[str, list]]:
+    """Return what makes a batch of ``raw``'s columns one of ``text`` and ``label``, without what is left out."""
+    text_column, label_column = find_columns(raw, args.data.text_column, args.data.label_column)
+    label = tables["train"].features["label"]
+    left_out = hash_texts(["", *tables["validation"]["text"], *tables["test"]["text"]])
+
+    def encode(batch: dict[str, list]) -> dict[str, list]:
+        names, texts = name_labels(batch[label_column], raw.features[label_column]), batch[text_column]
+        kept = np.flatnonzero(names.isin(label.names) & ~np.isin(hash_texts(texts), left_out))
+        return {"text": [texts[row] for row in kept], "label": label.str2int(names[kept].tolist())}
+
+    return encode
+
+
 def group_by_length(batch: dict[str, list], batch_size: int) -> dict[str, list]:
     """Return ``batch`` in groups of ``batch_size`` texts of similar length, the groups in random order."""
-    order = np.argsort([len(text) for text in batch["text"]], kind="stable")
-    groups = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    # The same order for each batch, so that a run that goes on from a checkpoint meets the same groups.
-    mixed = np.concatenate([groups[number] for number in np.random.default_rng(0).permutation(len(groups))])
-    return {name: [values[number] for number in mixed] for name, values in batch.items()}
+    # Of one seed and epoch, so that a run that goes on from a checkpoint meets the same groups.
+    order = list(LengthSampler([len(text) for text in batch["text"]], batch_size, seed=0, epoch=lambda: 0))
+    return {name: [values[number] for number in order] for name, values in batch.items()}
