@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import broadcast_object_list
 from accelerate.utils.memory import should_reduce_batch_size
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from peft_helpers.batches import tell_time
@@ -113,24 +113,6 @@ class StopAtInterrupt(TrainerCallback):
             control.should_training_stop = True
             if state.best_global_step is None:
                 control.should_log = control.should_evaluate = True
-
-
-def check_space(output_dir: str, model: PreTrainedModel, checkpoints: int) -> None:
-    """Check that the disk has room for ``checkpoints`` at a time and for the adapter.
-
-    Raises:
-        OSError: it has not; the message names the bytes needed and free, the folder and the setting to change.
-    """
-    trained = sum(tensor.nbytes for tensor in model.parameters() if tensor.requires_grad)
-    # A checkpoint has the weights and AdamW's two moments of each. A tokenizer and small files take a few MB.
-    needed = (1 + 3 * checkpoints) * trained + 5_000_000 * (1 + checkpoints)
-    folder = Path(output_dir).resolve()
-    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
-    if needed > free:
-        raise OSError(
-            f"output_dir is {str(folder)!r}: {needed / 1e6:,.1f} MB are needed there and {free / 1e6:,.1f} MB are "
-            "free. Free some space, or name a folder on another disk with --output_dir. Nothing was trained."
-        )
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from peft_helpers.adapters import save_recipe
 from peft_helpers.arguments import OPTIONS, Arguments, TrainingOptions
 from peft_helpers.batches import LengthTrainer, count_steps, longest_first
 from peft_helpers.distributed import compute_dtype, report_idle_gpus
-from peft_helpers.interruptions import CHECKPOINTS_RUN_FILE, check_space, explain_out_of_memory
+from peft_helpers.interruptions import CHECKPOINTS_RUN_FILE, explain_out_of_memory
 from peft_helpers.metrics import compute_metrics_and_loss
 from peft_helpers.modeling import Task
 from peft_helpers.tokenization import tokenize_splits
@@ -101,12 +101,11 @@ def make_trainer(
     training lasts; see `guard_training`.
 
     Raises:
-        ValueError, OSError: there is one training step only, or too little space; see `count_steps`, `check_space`.
+        ValueError: there is one training step only, which changes nothing.
     """
     report_idle_gpus()
     train, validation, arguments = tokenized["train"], tokenized["validation"], args.training
     count_steps(train, arguments)
-    check_space(arguments.output_dir, model, arguments.save_total_limit + 1)  # one more while it is written
     save_recipe(args, arguments.output_dir, CHECKPOINTS_RUN_FILE)
     options = {"metric_for_best_model": task.metric_for_best_model, "greater_is_better": task.greater_is_better}
     if isinstance(train, IterableDataset):

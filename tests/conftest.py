@@ -26,13 +26,13 @@ from hub_repositories import make_repositories
 from hub_server import serve
 from hypothesis import settings
 from peft import LoraConfig, get_peft_model
+from pretrain_tiny_gpt2 import train_tokenizer
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, set_seed
 
 import peft_helpers as helpers
 from peft_helpers import distributed
 from peft_helpers.adapters import save_recipe
 from peft_helpers.modeling import load_model
-from peft_helpers.tiny_gpt2.pretrain import train_tokenizer
 
 # What is asserted to the last bit is asserted of float32; tests of bfloat16 turn it on, on any processor.
 CPU_HAS_BFLOAT16, distributed.cpu_has_bfloat16 = distributed.cpu_has_bfloat16, lambda: False

@@ -7,10 +7,9 @@ from pathlib import Path
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from huggingface_hub import metadata_save
+from pretrain_tiny_gpt2 import train_tokenizer
 from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel, set_seed
-
-from peft_helpers.tiny_gpt2.pretrain import train_tokenizer
 
 _NEGATIVE, _POSITIVE = ["dull", "sad", "cold", "tired", "bad"], ["fine", "lovely", "warm", "funny", "good"]
 _NOUNS = ["film", "story", "cast", "plot", "scene", "score", "play", "show", "tale", "song", "joke", "end"]

@@ -8,7 +8,6 @@ import signal
 import threading
 from pathlib import Path
 from pickle import UnpicklingError
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,8 +24,7 @@ from peft_helpers import (
     predict,
     replace_folder,
 )
-from peft_helpers.interruptions import check_space, find_checkpoint
-from peft_helpers.tiny_gpt2 import TINY_GPT2
+from peft_helpers.interruptions import find_checkpoint
 
 
 class Fail(TrainerCallback):
@@ -230,40 +228,6 @@ def test_a_trainer_may_train_twice(new_trainer):
     trainer = new_trainer(num_train_epochs=1)
     assert [train(trainer), train(trainer)] == [None, None]
     assert trainer.state.global_step == 8
-
-
-# Space on the disk
-
-
-class Measure(TrainerCallback):
-    """The largest checkpoint: they grow with the history of the run."""
-
-    bytes = 0
-
-    def on_save(self, args, state, control, **kwargs) -> None:
-        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
-        self.bytes = max(self.bytes, sum(path.stat().st_size for path in folder.iterdir()))
-
-
-def test_the_space_asked_for_is_no_less_than_what_the_checkpoints_take(new_trainer, monkeypatch):
-    trainer, measure = new_trainer(model_name_or_path=TINY_GPT2), Measure()
-    train(trainer, measure)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3 * measure.bytes))
-    with pytest.raises(OSError, match="MB are needed"):
-        check_space(trainer.args.output_dir, trainer.model, 3)
-
-
-@pytest.mark.reliability("fault")
-def test_a_full_disk_is_an_error_before_the_first_step(new_trainer, tmp_path, monkeypatch):
-    def disk_usage(path: Path) -> SimpleNamespace:
-        assert path == tmp_path
-        return SimpleNamespace(free=20_000)
-
-    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
-    message = r"output_dir is '.*/made/later': [\d,.]+ MB are needed there and 0\.0 MB are free\. .*--output_dir"
-    with pytest.raises(OSError, match=message):
-        new_trainer(output_dir=str(tmp_path / "made" / "later"))
-    assert not list(tmp_path.iterdir())
 
 
 # Memory

@@ -6,12 +6,13 @@ import runpy
 import sys
 from pathlib import Path
 
+import pretrain_tiny_gpt2 as pretrain
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from peft_helpers import tiny_gpt2
 from peft_helpers.sources import bbc_news
-from peft_helpers.tiny_gpt2 import TINY_GPT2, find_model, pretrain
+from peft_helpers.tiny_gpt2 import TINY_GPT2, find_model
 
 
 @pytest.fixture(scope="module")

@@ -144,8 +144,6 @@ def language_model(options: Namespace) -> None:
 def compare(options: Namespace) -> int:
     """Train several methods alike and compare them; methods.csv and methods.png go to --output_dir."""
     args = _parse_arguments(options, output_dir="method_comparison", comparison_file=None)
-    from peft_helpers.comparison.tables import describe_methods
-
     folder = Path(args.training.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     args = args.replace(comparison_file=args.comparison.comparison_file or str(folder / "method_comparison.jsonl"))
@@ -155,7 +153,6 @@ def compare(options: Namespace) -> int:
     summary.to_csv(folder / "methods.csv", index_label="method")
     helpers.plot_methods(summary, len(references)).savefig(folder / "methods.png", dpi=150)
     print(f"\n{len(references):,} test examples\n{helpers.format_methods(summary).to_string()}")
-    print(describe_methods(results, references))
     print(f"The table and the figure are in {folder}: methods.csv, methods.png.")
     return int(any(row["error"] for row in results))
 

@@ -32,7 +32,7 @@ def fit_to_budget(runs: Runs, args: Arguments, seconds: dict[str, tuple[float, f
         if total(steps) > budget:
             fitting.remove(run)
             left_out.append(run[0])
-    print(f"{len(fitting)} runs of {steps} steps take about {format_seconds(total(steps))} here.")
+    print(f"{len(fitting)} to run, {steps} steps each: about {format_seconds(total(steps))} here.")
     if left_out:
         print(f"To fit into --comparison_minutes {budget / 60:g}, these are left out: {', '.join(left_out)}.")
     return fitting, args.replace(comparison_steps=steps)

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from peft_helpers.analysis.plots import CLASSICAL
 from peft_helpers.analysis.report import format_p_value, format_score
 from peft_helpers.analysis.significance import compare_paired, f1_interval
 
@@ -88,18 +87,3 @@ def describe_result(row: dict) -> str:
     if row["error"] is None:
         result = f"accuracy {row['accuracy']:.3f}, macro F1 {row['f1']:.3f}, {row['train_seconds']:.0f} s"
     return f"{row['method']}, seed {row['seed']}: {result}"
-
-
-def describe_methods(results: list[dict], references: np.ndarray) -> str:
-    """Return what the comparison says: the PEFT method that is best on the test examples, beside the usual ways."""
-    summary = summarize_methods(results, references)
-    # Only what is an adapter is reloaded; the head alone is one for PEFT, but counts as a baseline.
-    f1, of_peft = summary["f1"], (summary["reload_verified"] == "yes") & (summary.index != "head-only")
-    if not of_peft.any():
-        return "No PEFT method was compared."
-    best = f1[of_peft].idxmax()
-    lines = [f"The best PEFT method here is {best}: macro F1 {f1[best]:.3f}."]
-    for other, name in (("full", "Full fine-tuning"), (CLASSICAL, CLASSICAL)):
-        if other in f1.index:
-            lines.append(f"{name} reaches {f1[other]:.3f}: {best} differs by {f1[best] - f1[other]:+z.3f}.")
-    return "\n".join(lines)

@@ -6,7 +6,6 @@ import pytest
 from peft_helpers.analysis.plots import CLASSICAL, MAJORITY
 from peft_helpers.comparison.tables import (
     compare_methods_to,
-    describe_methods,
     format_methods,
     read_results,
     summarize_methods,
@@ -52,17 +51,6 @@ def test_methods_are_readable(results):
     assert text.loc["full", "F1, worst to best seed"] == ""
     assert text["reload verified"].tolist() == ["yes", "not kept"]
     assert text["share"].tolist() == ["2.00%", "100.00%"]
-
-
-def test_the_best_peft_method_is_told_beside_full_fine_tuning_and_the_classical_model(results):
-    classical = {"method": CLASSICAL, "accuracy": 0.5, "f1": 1 / 3, "predictions": [0] * 4}
-    said = describe_methods([*results, results[0] | classical], np.array([0, 0, 1, 1])).split("\n")
-    assert said == [
-        "The best PEFT method here is ia3: macro F1 0.667.",
-        "Full fine-tuning reaches 1.000: ia3 differs by -0.333.",
-        f"{CLASSICAL} reaches 0.333: ia3 differs by +0.333.",
-    ]
-    assert describe_methods(results[:1], np.array([0, 0, 1, 1])) == "No PEFT method was compared."
 
 
 def test_a_table_is_made_where_no_method_succeeded():

@@ -1,6 +1,6 @@
-"""Pre-train the tiny GPT-2 that this package ships, from the tokenizer up.
+"""Pre-train the tiny GPT-2 that the package ships, from the tokenizer up.
 
-    python -m peft_helpers.tiny_gpt2.pretrain --text_folder FOLDER
+    python -m tests.pretrain_tiny_gpt2 --text_folder FOLDER
 
 FOLDER has only ``*.txt.gz`` files, their documents separated by a line ``<|endoftext|>``. The BBC News *training*
 articles are added to them, twice; validation and test articles are never read, except for the loss on the validation
