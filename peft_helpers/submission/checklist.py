@@ -6,8 +6,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from peft_helpers.submission.cells import LIST, WORDS, Cell, read_cells
-from peft_helpers.submission.facts import find_facts
+from peft_helpers.submission.facts import LIST, WORDS, Cell, find_facts, read_cells
 
 FOUND, MISSING, UNCLEAR = "found", "missing", "could not be told"
 ANSWERS = {"found": FOUND, "unclear": UNCLEAR, "missing": MISSING, "perhaps": UNCLEAR}  # by rules, in this order
