@@ -17,15 +17,15 @@ Code = namedtuple("Code", "name text reads assigns")  # of a function, or of a s
 
 
 class Cell:
-    """A cell, by its number from 1: the parts of its code, and the ``text`` that it shows or, as Markdown, is."""
+    """A cell, by its number from 1: its code, and the ``text`` that it shows or, as Markdown, is."""
 
     def __init__(self, number: int, raw: dict, aliases: dict[str, str]):
         is_code = raw["cell_type"] == "code"
         self.number, self.source = number, "".join(raw.get("source") or "")
         self.count, self.outputs = raw.get("execution_count") or 0, raw.get("outputs") or []
+        self.text = "\n".join(map(_read_output, self.outputs)) if is_code else self.source
         self.parts = _read_code(self.source, aliases) if is_code else []
         self.code = ""  # of the statements with the functions that they name, when these are known
-        self.text = "\n".join(map(_read_output, self.outputs)) if is_code else self.source
 
     def find_metrics(self) -> set[str]:
         """Return the names of the metrics that are shown with a number; a name may stand in the code alone."""
@@ -57,16 +57,13 @@ def _read_code(source: str, aliases: dict[str, str]) -> list[Code]:
     try:
         with warnings.catch_warnings(action="ignore"):  # of escapes such as "\d" in other people's code
             tree = ast.parse(WORDS["magic"].sub(r"\1None", WORDS["skipped"].sub(r"\1", source)))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.alias) and node.asname:
-                aliases[node.asname] = node.name
-            elif isinstance(node, ast.Name):
-                node.id = aliases.get(node.id, node.id)
+        aliases |= {node.asname: node.name for node in ast.walk(tree) if isinstance(node, ast.alias)}
+        for node in [node for node in ast.walk(tree) if isinstance(node, ast.Name)]:
+            node.id = aliases.get(node.id, node.id)
         parts = [(part, node) for node in tree.body for part in (node.body if hasattr(node, "bases") else [node])]
-        codes = [_read_part(part, node) for part, node in parts]
+        return [_read_part(*part) for part in parts if not isinstance(getattr(part[0], "value", 0), ast.Constant)]
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return [Code("", source, set(), set())]  # no Python
-    return [code for code in codes if not WORDS["constant"].fullmatch(code.text)]
 
 
 def _read_part(node: ast.stmt, parent: ast.stmt) -> Code:
@@ -89,29 +86,26 @@ def find_facts(cells: list[Cell]) -> dict[str, set[int]]:
     functions = {part.name: part for cell in cells for part in cell.parts if part.name}
     facts, held = defaultdict(set), {}
     for cell in cells:
-        statements = [_add_functions(part, functions) for part in cell.parts if not part.name]
-        cell.code = "\n".join(part.text for part in statements)
-        for fact in _find_shown(cell).union(*(_follow(part, held) for part in statements)):
+        found = set()
+        for statement in [part for part in cell.parts if not part.name]:
+            parts = [statement]
+            for part in parts:  # it grows meanwhile, by the functions that its parts name
+                parts += [functions[name] for name in functions if name in part.reads and functions[name] not in parts]
+            code = "\n".join(part.text for part in parts)
+            cell.code += f"{code}\n"
+            found |= _follow(code, set().union(*(part.reads for part in parts)), statement.assigns, held)
+        for fact in found | _find_shown(cell):
             facts[fact].add(cell.number)
     _compare_cells(cells, facts)
     return facts
 
 
-def _add_functions(statement: Code, functions: dict[str, Code]) -> Code:
-    """Return a statement with the functions that it names, those that they name, and so on."""
-    parts = [statement]
-    for part in parts:  # it grows meanwhile
-        parts += [functions[name] for name in functions if name in part.reads and functions[name] not in parts]
-    text = "\n".join(part.text for part in parts)
-    return Code("", text, set().union(*(part.reads for part in parts)), statement.assigns)
-
-
-def _follow(code: Code, held: dict[str, set[str]]) -> set[str]:
+def _follow(code: str, reads: set[str], assigns: set[str], held: dict[str, set[str]]) -> set[str]:
     """Return what a statement does, and note in ``held`` which models and results the variables hold."""
-    calls = {name: call for name, pattern in LIST["calls"].items() if (call := re.search(pattern, code.text))}
-    names = held.keys() & code.reads
+    calls = {name: call for name, pattern in LIST["calls"].items() if (call := re.search(pattern, code))}
+    names = held.keys() & reads
     models = {name for name in names if held[name] & RESULTS.keys()}
-    does = {*calls, *("measuring" for name in models if re.search(rf"\b{name}\(", code.text))}
+    does = {*calls, *("measuring" for name in models if re.search(rf"\b{name}\(", code))}
     involved = does.union(*(held[name] for name in names))
     if "training" in does:
         does |= {f"training_{kind}" for kind in involved}
@@ -124,8 +118,8 @@ def _follow(code: Code, held: dict[str, set[str]]) -> set[str]:
         does.discard("saved")
 
     results = {RESULTS[kind] for kind in involved & RESULTS.keys()} if "measuring" in does else set()
-    changed = names.intersection(re.findall(r"(?m)^ *(\w+)[.[]", code.text))  # trainer.model = ..., metric.add(...)
-    for name in changed.union(code.assigns, *(call.groups() for call in calls.values())) - {None}:
+    changed = names.intersection(re.findall(r"(?m)^ *(\w+)[.[]", code))  # trainer.model = ..., metric.add(...)
+    for name in changed.union(assigns, *(call.groups() for call in calls.values())) - {None}:
         if not results:
             held[name] = involved
         elif name not in models:  # trainer.evaluate() leaves the trainer what it is
