@@ -78,10 +78,9 @@ def find_cells(rule: str, facts: dict[str, set[int]]) -> set[int]:
 
 def find_own_modules(cells: list[Cell]) -> list[str]:
     """Return the scripts and modules, but for packages, where a step may be."""
-    code, source = "\n".join(cell.code for cell in cells), "\n".join(cell.source for cell in cells)
-    installed = WORDS["name"].findall("\n".join(WORDS["installed"].findall(source)))
-    names = {*WORDS["imported"].findall(code), *WORDS["script"].findall(source)}
-    return sorted(names - {*LIST["packages"], *sys.stdlib_module_names, *installed})
+    modules = WORDS["imported"].findall("\n".join(cell.code for cell in cells))
+    scripts = WORDS["script"].findall("\n".join(cell.source for cell in cells))
+    return sorted({*modules, *scripts} - {*LIST["packages"], *sys.stdlib_module_names})
 
 
 def find_adapter(folder: Path) -> tuple[Path, dict, Path | None]:

@@ -5,7 +5,6 @@ import html
 import json
 import re
 import tomllib
-import warnings
 from collections import defaultdict, namedtuple
 from itertools import pairwise
 from pathlib import Path
@@ -45,9 +44,8 @@ def read_cells(notebook: Path) -> list[Cell]:
 
 def _read_output(output: dict) -> str:
     data = output.get("data") or {}
-    parts = [output.get("text") or ""] if output.get("name") != "stderr" else []
-    parts += [part for kind, part in data.items() if kind.startswith("text/")]
-    parts += [json.dumps(data.get("application/json")), *data]  # the kinds of data tell of charts
+    parts = [data[kind] for kind in data if kind.startswith("text/")] + [json.dumps(data.get("application/json"))]
+    parts += [*data, (output.get("name") != "stderr" and output.get("text")) or ""]  # the kinds of data tell of charts
     text = "\n".join("".join(part) for part in parts)
     return WORDS["tag"].sub(" ", html.unescape(WORDS["hidden"].sub("", text)))
 
@@ -55,8 +53,7 @@ def _read_output(output: dict) -> str:
 def _read_code(source: str, aliases: dict[str, str]) -> list[Code]:
     """Return statements, functions and methods; what was imported `as` another name gets its own name again."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of escapes such as "\d" in other people's code
-            tree = ast.parse(WORDS["magic"].sub(r"\1None", WORDS["skipped"].sub(r"\1", source)))
+        tree = ast.parse(WORDS["magic"].sub(r"\1None", WORDS["skipped"].sub(r"\1", source)))
         aliases |= {node.asname: node.name for node in ast.walk(tree) if isinstance(node, ast.alias)}
         for node in [node for node in ast.walk(tree) if isinstance(node, ast.Name)]:
             node.id = aliases.get(node.id, node.id)
@@ -117,14 +114,13 @@ def _follow(code: str, reads: set[str], assigns: set[str], held: dict[str, set[s
     if "whole" in involved:
         does.discard("saved")
 
-    results = {RESULTS[kind] for kind in involved & RESULTS.keys()} if "measuring" in does else set()
     changed = names.intersection(re.findall(r"(?m)^ *(\w+)[.[]", code))  # trainer.model = ..., metric.add(...)
-    for name in changed.union(assigns, *(call.groups() for call in calls.values())) - {None}:
-        if not results:
-            held[name] = involved
-        elif name not in models:  # trainer.evaluate() leaves the trainer what it is
-            held[name] = (involved | results) - RESULTS.keys()
-    return does | results | involved & {*RESULTS.values()}
+    changed = changed.union(assigns, *(call.groups() for call in calls.values()))
+    if "measuring" in does and involved & RESULTS.keys():  # trainer.evaluate() leaves the trainer what it is
+        changed -= models
+        involved = {RESULTS.get(kind, kind) for kind in involved}
+    held |= dict.fromkeys(changed, involved)
+    return does | involved & {*RESULTS.values()}
 
 
 def _find_shown(cell: Cell) -> set[str]:
