@@ -5,6 +5,7 @@ import html
 import json
 import re
 import tomllib
+import warnings
 from collections import defaultdict, namedtuple
 from itertools import pairwise
 from pathlib import Path
@@ -53,12 +54,14 @@ def _read_output(output: dict) -> str:
 def _read_code(source: str, aliases: dict[str, str]) -> list[Code]:
     """Return statements, functions and methods; what was imported `as` another name gets its own name again."""
     try:
-        tree = ast.parse(WORDS["magic"].sub(r"\1None", WORDS["skipped"].sub(r"\1", source)))
+        with warnings.catch_warnings(action="ignore"):  # of escapes such as "\d" in other people's code
+            tree = ast.parse(WORDS["magic"].sub(r"\1None", WORDS["skipped"].sub(r"\1", source)))
         aliases |= {node.asname: node.name for node in ast.walk(tree) if isinstance(node, ast.alias)}
         for node in [node for node in ast.walk(tree) if isinstance(node, ast.Name)]:
             node.id = aliases.get(node.id, node.id)
         parts = [(part, node) for node in tree.body for part in (node.body if hasattr(node, "bases") else [node])]
-        return [_read_part(*part) for part in parts if not isinstance(getattr(part[0], "value", 0), ast.Constant)]
+        codes = [_read_part(part, node) for part, node in parts]
+        return [code for code in codes if not WORDS["constant"].fullmatch(code.text)]
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return [Code("", source, set(), set())]  # no Python
 
