@@ -1,13 +1,12 @@
 """The reviewer's list for a notebook and its adapter: what is found, what is missing, what could not be told."""
 
 import json
+import sys
 from collections import namedtuple
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 
-from peft_helpers.submission.cells import LIST, WORDS, Cell, read_cells
-from peft_helpers.submission.facts import find_facts
+from peft_helpers.submission.facts import LIST, WORDS, Cell, find_facts, read_cells
 
 FOUND, MISSING, UNCLEAR = "found", "missing", "could not be told"
 ANSWERS = {"found": FOUND, "unclear": UNCLEAR, "missing": MISSING, "perhaps": UNCLEAR}  # by rules, in this order
@@ -38,10 +37,8 @@ def check_submission(notebook: str | Path, adapter_dir: str | Path, outputs: boo
     cells = read_cells(notebook)
     facts = find_facts(cells)
     others = {
-        "always": True,
-        "outputs": outputs,
-        "adapter": weights,
-        "head": config.get("task_type") or config.get("modules_to_save"),
+        "no_adapter": not weights,
+        "no_head": weights and not (config.get("task_type") or config.get("modules_to_save")),
         "checkpoint": (folder / "trainer_state.json").is_file(),
         "pickle": weights and weights.suffix == ".bin",
         "elsewhere": folder.resolve().parent != notebook.resolve().parent,
@@ -52,9 +49,9 @@ def check_submission(notebook: str | Path, adapter_dir: str | Path, outputs: boo
         facts["run"], facts["failed"] = facts["code"], set()
     if "SequenceClassification" in str(config.get("auto_mapping")) or not facts["classifier"]:
         facts["causal_loaded"] = set()  # which is right
-    words = {"folder": folder, "modules": ", ".join(find_own_modules(cells, notebook.parent))}
+    words = {"folder": folder, "modules": ", ".join(find_own_modules(cells))}
     words["files"] = ", ".join(sorted(path.name for path in folder.glob("*"))[:5]) or "nothing"
-    entries = [entry for entry in LIST["requirements"].values() if all(facts[fact] for fact in entry.get("needs", []))]
+    entries = [entry for entry in LIST["requirements"].values() if outputs or "needs_outputs" not in entry]
     return Checklist(judge(entry, facts, words) for entry in entries)
 
 
@@ -73,33 +70,28 @@ def judge(entry: dict, facts: dict[str, set[int]], words: dict[str, str]) -> Row
 
 def find_cells(rule: str, facts: dict[str, set[int]]) -> set[int]:
     """Return the cells for which all of a rule holds, such as "metric and not training"."""
-    first, *others = rule.split(" and ")
-    cells = facts[first]
-    for fact in others:
-        cells = cells - facts[fact[4:]] if fact.startswith("not ") else cells & facts[fact]
-    return cells
+    wanted, *unwanted = rule.split(" and not ")
+    cells = set.intersection(*(facts[fact] for fact in wanted.split(" and ")))
+    return cells.difference(*(facts[fact] for fact in unwanted))
 
 
-def find_own_modules(cells: list[Cell], folder: Path) -> list[str]:
-    """Return the scripts and modules, but for installed packages, where a step may be."""
-    code, source = "\n".join(cell.code for cell in cells), "\n".join(cell.source for cell in cells)
-    installed = WORDS["name"].findall("\n".join(WORDS["installed"].findall(source)))
-    names = set(WORDS["imported"].findall(code)) - {*LIST["packages"], *installed}
-    paths = {name: (folder / name, folder / f"{name}.py") for name in names}
-    own = {name for name in names if any(path.exists() for path in paths[name]) or not find_spec(name)}
-    return sorted({*own, *WORDS["script"].findall(source)})
+def find_own_modules(cells: list[Cell]) -> list[str]:
+    """Return the scripts and modules, but for packages, where a step may be."""
+    modules = WORDS["imported"].findall("\n".join(cell.code for cell in cells))
+    scripts = WORDS["script"].findall("\n".join(cell.source for cell in cells))
+    return sorted({*modules, *scripts} - {*LIST["packages"], *sys.stdlib_module_names})
 
 
 def find_adapter(folder: Path) -> tuple[Path, dict, Path | None]:
     """Return the folder of an adapter, or of the newest within it, its configuration and weights, or {} and None."""
     from safetensors import SafetensorError, safe_open
 
-    within = sorted(folder.rglob("*/adapter_config.json"), key=lambda path: -path.stat().st_mtime)
-    for place in (folder, *(path.parent for path in within)):
-        files = [place / "adapter_model.safetensors", place / "adapter_model.bin"]
+    paths = sorted(folder.rglob("adapter_config.json"), key=lambda path: (path.parent != folder, -path.stat().st_mtime))
+    for path in paths:
         with suppress(OSError, ValueError, KeyError, TypeError, StopIteration, SafetensorError):
-            config = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
+            config = json.loads(path.read_text(encoding="utf-8"))
+            files = [path.with_name("adapter_model.safetensors"), path.with_name("adapter_model.bin")]
             weights = next(file for file in files if file.is_file())
             if config["peft_type"] and (weights.suffix == ".bin" or safe_open(weights, framework="numpy").keys()):
-                return place, config, weights
+                return path.parent, config, weights
     return folder, {}, None

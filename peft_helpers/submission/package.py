@@ -1,6 +1,7 @@
 """Notebook and adapter in one zip."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from zipfile import ZIP_DEFLATED, ZipFile, is_zipfile
 
 from peft_helpers.submission.checklist import check_submission, find_adapter
@@ -26,14 +27,11 @@ def package_submission(
         raise ValueError(f"No zip was written. Missing: {'; '.join(missing)}.")
     if path.exists() and not (is_zipfile(path) and ZipFile(path).comment == COMMENT):
         raise FileExistsError(f"{str(path)!r} is not an earlier zip of a submission. Choose another zip_path.")
-    files = [weights, *(file for file in sorted(folder.glob("[!.]*")) if file.suffix in KINDS)]
-    part = path.with_name(f".{path.name}.part")  # a failure leaves an earlier zip as it was
-    try:
-        with ZipFile(part, "w", ZIP_DEFLATED, strict_timestamps=False) as archive:
+    files = [file for file in sorted(folder.glob("[!.]*")) if file == weights or file.suffix in KINDS]
+    with TemporaryDirectory(prefix=".", dir=path.parent) as part:  # a failure leaves an earlier zip as it was
+        with ZipFile(Path(part, path.name), "w", ZIP_DEFLATED, strict_timestamps=False) as archive:
             archive.comment = COMMENT
             archive.write(notebook, notebook.name)
             for file in [file for file in files if file.is_file() and not file.is_symlink()]:
                 archive.write(file, f"{folder.name}/{file.name}")
-        return part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        return Path(archive.filename).replace(path)

@@ -678,15 +678,12 @@ def test_a_comparison_that_was_announced_before_training_is_none(check):
         ("import steps", UNCLEAR),
         ("from steps.models import load", UNCLEAR),
         ("from .steps import load", UNCLEAR),
-        ("import beside", UNCLEAR),
+        ("import pluggy", UNCLEAR),  # though it is installed here
         ("import json, wandb\nfrom sklearn.metrics import accuracy_score", MISSING),
-        ("!pip install -q somepackage otherpackage\nimport somepackage", MISSING),
         ('"""Loaded\nfrom the Hub"""\nx = 1', MISSING),
     ],
 )
-def test_modules_of_ones_own_may_have_what_is_missing(imports, answer, check, tmp_path):
-    (tmp_path / "beside.py").touch()
-    (tmp_path / "json.csv").touch()
+def test_modules_of_ones_own_may_have_what_is_missing(imports, answer, check):
     row = check({"imports": (imports, ""), "training": ("x = 1", "")})[EPOCH]
     assert (row.answer, row.refuses) == (answer, answer == MISSING)
 
