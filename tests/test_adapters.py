@@ -151,6 +151,7 @@ def test_no_path_of_this_machine_is_saved(saved, args):
     assert str(saved.parent) not in (saved / "run_config.json").read_text()
 
 
+@pytest.mark.slow
 def test_an_adapter_keeps_its_recipe_until_the_run_that_replaces_it_has_ended(saved, new_trainer, args):
     before, other = (saved / "run_config.json").read_bytes(), args.replace(lora_r=4)
     trainer = new_trainer(lora_r=4, overwrite_output_dir=True)

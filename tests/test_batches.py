@@ -121,6 +121,7 @@ class RememberOrder(TrainerCallback):
             self.orders.append(list(train_dataloader.batch_sampler.sampler))
 
 
+@pytest.mark.slow
 def test_each_epoch_has_an_order_of_its_own_that_follows_from_the_seed(new_trainer):
     orders = []
     for _ in range(2):

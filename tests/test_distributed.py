@@ -178,6 +178,7 @@ def test_what_another_process_than_the_first_saves_is_discarded(second_of_two, t
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_one_of_several_gpus_is_used_and_a_line_says_so(new_trainer, args, monkeypatch, capsys):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -77,6 +77,7 @@ def test_a_second_run_from_the_cache_alone_gives_the_same(hub, executed, hub_roo
         assert (tmp_path / "adapter" / name).read_bytes() == (folder / "lora_adapter" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_on_imdb_from_the_hub(hub_root, tmp_path):
     words = ["--profile", "gpt2-imdb", "--max_steps", "2", "--max_length", "64"]
     with serve(hub_root) as server:
@@ -88,6 +89,7 @@ def test_the_command_line_trains_on_imdb_from_the_hub(hub_root, tmp_path):
     assert (results["test_examples"], results["label_names"]) == (40, ["neg", "pos"])
 
 
+@pytest.mark.slow
 @pytest.mark.reliability("fault")
 def test_a_notebook_without_a_network_says_so_in_a_box(tmp_path):
     notebook = execute(tmp_path, {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}, cells=6)
@@ -99,6 +101,7 @@ def test_a_notebook_without_a_network_says_so_in_a_box(tmp_path):
     assert "tiny_gpt2 and bbc-news in place of gpt2 and stanfordnlp/sst2." in box
 
 
+@pytest.mark.slow
 @pytest.mark.reliability("fault")
 def test_a_command_ends_where_the_data_set_is_refused(hub_root, tmp_path):
     with serve(hub_root) as server:

@@ -93,6 +93,7 @@ def interrupted(new_trainer) -> Path:
     return interrupt(new_trainer(), step=13)
 
 
+@pytest.mark.slow
 @pytest.mark.reliability("fault")
 def test_a_half_written_checkpoint_is_removed_and_the_one_before_taken(interrupted, tmp_path):
     last, earlier = checkpoints(interrupted)
@@ -126,6 +127,7 @@ def test_a_run_killed_after_its_last_step_takes_no_further_one(new_trainer, ende
     assert fingerprint_parameters(resumed.model) == fingerprint_parameters(whole.model)
 
 
+@pytest.mark.slow
 def test_early_stopping_goes_on_counting_in_a_resumed_run(new_trainer):
     idle = {"learning_rate": 1e-12, "num_train_epochs": 5}  # 40 steps, 4 between two evaluations
     interrupt(new_trainer(**idle), step=10)
@@ -145,6 +147,7 @@ class MakeFolder:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.slow
 @pytest.mark.reliability("bad input")
 def test_a_pickle_in_a_checkpoint_is_not_run(new_trainer, interrupted, tmp_path):
     folder, planted = interrupted / "checkpoint-12", MakeFolder(tmp_path / "marker")
@@ -159,6 +162,7 @@ def test_a_pickle_in_a_checkpoint_is_not_run(new_trainer, interrupted, tmp_path)
     assert not (tmp_path / "marker").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.reliability("fault")
 def test_a_disk_that_becomes_full_while_a_checkpoint_is_written_costs_no_earlier_one(new_trainer, monkeypatch, capsys):
     save = torch.save
@@ -179,6 +183,7 @@ def test_a_disk_that_becomes_full_while_a_checkpoint_is_written_costs_no_earlier
 # Ctrl-C
 
 
+@pytest.mark.slow
 @pytest.mark.reliability("fault")
 def test_ctrl_c_keeps_the_best_model_and_the_checkpoints_and_says_so(new_trainer, capsys):
     trainer, handler = new_trainer(), signal.getsignal(signal.SIGINT)
@@ -205,6 +210,7 @@ def test_ctrl_c_before_the_first_evaluation_judges_the_model_as_it_is(new_traine
     assert find_checkpoint(Path(trainer.args.output_dir)) is None
 
 
+@pytest.mark.slow
 @pytest.mark.reliability("fault")
 def test_a_second_ctrl_c_interrupts_at_once_and_keeps_the_checkpoints(new_trainer, capsys):
     trainer, handler = new_trainer(), signal.getsignal(signal.SIGINT)
@@ -216,6 +222,7 @@ def test_a_second_ctrl_c_interrupts_at_once_and_keeps_the_checkpoints(new_traine
     assert train(new_trainer()) == "checkpoint-4"
 
 
+@pytest.mark.slow
 def test_training_in_another_thread_is_left_without_ctrl_c(new_trainer):
     trainer = new_trainer(num_train_epochs=1)
     thread = threading.Thread(target=train, args=[trainer])
@@ -224,6 +231,7 @@ def test_training_in_another_thread_is_left_without_ctrl_c(new_trainer):
     assert trainer.state.global_step == 8
 
 
+@pytest.mark.slow
 def test_a_trainer_may_train_twice(new_trainer):
     trainer = new_trainer(num_train_epochs=1)
     assert [train(trainer), train(trainer)] == [None, None]
@@ -251,6 +259,7 @@ class RunOut(TrainerCallback):
         torch.empty(self.error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "reason"),
     [

@@ -126,6 +126,7 @@ def test_the_bound_holds_for_sums_in_another_order_and_not_for_a_thousandth():
         compare(rows.numpy(), (rows * 1.001).numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_bound_holds_between_a_row_alone_and_in_a_batch(dtype):
     """Of the embedded model, under the CPU's autocast in 16 bits, and is not met by another example's logits."""

@@ -76,6 +76,7 @@ def test_the_folder_holds_what_is_needed_and_no_checkpoints(finished):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_in_4_bits_is_that_of_its_saved_adapter_on_every_processor(small, dataset, processor):
     result = run(dataset, small.replace(load_in_4bit=True))
     assert not np.array_equal(result.untuned.predictions, result.tuned.predictions)
@@ -85,6 +86,7 @@ def test_a_run_in_4_bits_is_that_of_its_saved_adapter_on_every_processor(small, 
         assert isinstance(model.base_model.model.transformer.h[0].attn.c_attn.base_layer, Linear4bit)
 
 
+@pytest.mark.slow
 def test_a_run_in_bfloat16_reloads_within_its_rounding(small, dataset, monkeypatch):
     """By the CPU's autocast, which stands in for a GPU's."""
     in_float32 = run(dataset, small).untuned
@@ -109,12 +111,14 @@ class StopAtOnce(TrainerCallback):
         control.should_training_stop = state.global_step == 2
 
 
+@pytest.mark.slow
 def test_callbacks_are_called(small, dataset):
     callback = StopAtOnce()
     run(dataset, small, callbacks=[callback])
     assert callback.steps == [1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.reliability("fault")
 def test_a_reload_that_differs_is_an_error(small, dataset, monkeypatch):
     load = pipeline.load_adapter

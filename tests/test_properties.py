@@ -56,6 +56,7 @@ def classifier(tiny_model_dir, tokenizer):
 # Tokenization
 
 
+@pytest.mark.slow
 @given(texts=TEXTS, max_length=MAX_LENGTH)
 def test_each_text_has_tokens_that_depend_on_it_alone(tokenizer, classifier, texts, max_length):
     tokenizer.model_max_length = max_length
@@ -70,6 +71,7 @@ def test_each_text_has_tokens_that_depend_on_it_alone(tokenizer, classifier, tex
             assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
 
 
+@pytest.mark.slow
 @given(texts=st.lists(st.text(alphabet=st.characters(exclude_categories=()), max_size=8), min_size=1, max_size=4))
 def test_any_string_is_encoded_but_halves_of_surrogate_pairs(tokenizer, classifier, texts):
     halves = [number for number, text in enumerate(texts) if re.search("[\ud800-\udfff]", text)]
@@ -80,6 +82,7 @@ def test_any_string_is_encoded_but_halves_of_surrogate_pairs(tokenizer, classifi
         assert len(encode_texts(texts, tokenizer)["input_ids"]) >= len(texts)
 
 
+@pytest.mark.slow
 @given(texts=TEXTS, max_length=MAX_LENGTH)
 def test_chunks_cover_each_text_but_for_a_short_end(tokenizer, classifier, texts, max_length):
     tokenizer.model_max_length = max_length
@@ -99,6 +102,7 @@ def test_chunks_cover_each_text_but_for_a_short_end(tokenizer, classifier, texts
 # Padding and the order of predictions
 
 
+@pytest.mark.slow
 @given(texts=TEXTS, others=TEXTS)
 def test_the_logits_of_a_text_do_not_depend_on_its_batch(tokenizer, classifier, texts, others):
     tokenizer.model_max_length = 24
@@ -112,6 +116,7 @@ def test_the_logits_of_a_text_do_not_depend_on_its_batch(tokenizer, classifier, 
     torch.testing.assert_close(logits([*others, *texts]), logits(texts[-1:]), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=30))
 def test_predictions_come_back_in_the_order_of_the_rows(lengths):
     batches = []
@@ -138,6 +143,7 @@ def test_predictions_come_back_in_the_order_of_the_rows(lengths):
 ROWS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40)
 
 
+@pytest.mark.slow
 @given(rows=ROWS, seed=st.integers(0, 2**32 - 1))
 def test_metrics_equal_their_definition_in_any_order_of_the_rows(rows, seed):
     references, predictions = np.array(rows).T
@@ -174,6 +180,7 @@ def name_label(label: object) -> str | None:
     return str(int(label)) if isinstance(label, float) else str(label).strip()
 
 
+@pytest.mark.slow
 @FEW
 @given(labels=LABEL)
 def test_labels_become_classes_and_their_names_lead_back(labels):
@@ -194,6 +201,7 @@ def test_labels_become_classes_and_their_names_lead_back(labels):
     assert found == expected
 
 
+@pytest.mark.slow
 @FEW
 @given(
     labels=st.lists(st.integers(0, 5), max_size=50),
@@ -218,6 +226,7 @@ def test_every_subset_has_the_proportions_and_lies_within_the_larger_ones(labels
     assert subsets[0] <= subsets[1]
 
 
+@pytest.mark.slow
 @FEW
 @given(
     texts=st.lists(st.integers(0, 30), min_size=20, max_size=50),

@@ -45,6 +45,7 @@ def test_it_has_learnt_english(tokenizer):
     assert loss(sentence) < 6 < loss(" ".join(reversed(sentence.split())))
 
 
+@pytest.mark.slow
 def test_the_script_makes_a_model_and_reads_no_test_article(tmp_path, monkeypatch, capsys):
     texts = tmp_path / "texts"
     texts.mkdir()

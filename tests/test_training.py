@@ -62,6 +62,7 @@ def test_a_cpu_trains_in_bfloat16_where_it_has_it_unless_told_otherwise(args, mo
 # Training
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_changes_only_what_is_trainable(new_trainer):
     trainer = new_trainer()
     trainable = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
@@ -73,6 +74,7 @@ def test_training_lowers_the_loss_and_changes_only_what_is_trainable(new_trainer
     assert changed_parameters(before, trainer.model) == trainable
 
 
+@pytest.mark.slow
 def test_two_runs_give_the_same_model_and_the_best_one_is_kept(new_trainer):
     models = []
     for _ in range(2):
@@ -85,6 +87,7 @@ def test_two_runs_give_the_same_model_and_the_best_one_is_kept(new_trainer):
     assert models[0] == models[1]
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_a_run_that_no_longer_improves(new_trainer):
     trainer = new_trainer(learning_rate=1e-12, num_train_epochs=5)
     trainer.train()
@@ -144,6 +147,7 @@ def train_and_keep_gradients(trainer) -> dict[str, torch.Tensor]:
     return gradients.first
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_gives_the_same_model_and_loses_no_gradient(new_trainer):
     usual, saving = new_trainer(), new_trainer(**CHECKPOINTING)
     before = fingerprint_parameters(saving.model)
@@ -162,6 +166,7 @@ def test_activation_checkpointing_gives_the_same_model_and_loses_no_gradient(new
     assert fingerprint_parameters(saving.model) == fingerprint_parameters(usual.model)
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_those_of_the_larger_batch(new_trainer):
     settings = {"lora_dropout": 0.0, "num_train_epochs": 1}
     whole, parts = (

@@ -49,6 +49,7 @@ def test_macro_f1_is_scikit_learns_on_every_resample():
     np.testing.assert_allclose(macro_f1(predictions, references), expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_bootstrap_resamples_examples_in_pairs():
     """The same with scikit-learn's F1 and other random numbers: the percentiles agree within their noise."""
     generator = np.random.default_rng(1)

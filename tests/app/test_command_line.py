@@ -153,6 +153,7 @@ def test_predict_reads_a_text_a_line(trained, run, tmp_path, monkeypatch):
 # language-model
 
 
+@pytest.mark.slow
 def test_language_model_leaves_an_adapter_with_its_perplexity(tiny_model_dir, run, tmp_path):
     text = "\n\n".join(f"{number} a sad story and a funny story and a sad story" for number in range(40))
     (tmp_path / "story.txt").write_text(text)
@@ -173,6 +174,7 @@ def test_language_model_leaves_an_adapter_with_its_perplexity(tiny_model_dir, ru
 # compare, check, package
 
 
+@pytest.mark.slow
 def test_compare_shows_the_methods_and_keeps_table_and_figure(options, run, tmp_path):
     words = ["compare", *options, "--comparison_methods", "head-only", "--comparison_steps", "2"]
     words += ["--output_dir", str(tmp_path / "methods")]

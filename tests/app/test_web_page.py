@@ -186,6 +186,7 @@ def hosts(window) -> set[str]:
     return {urlsplit(url).netloc for url in window.requests if urlsplit(url).scheme not in ("data", "blob")}
 
 
+@pytest.mark.slow
 def test_the_page_shows_both_models_bars(opened, visit, peft_model, untuned, tokenizer):
     page = opened()
     window = visit(page.local_url)
@@ -198,6 +199,7 @@ def test_the_page_shows_both_models_bars(opened, visit, peft_model, untuned, tok
     assert hosts(window) == {f"127.0.0.1:{page.server_port}"}
 
 
+@pytest.mark.slow
 def test_an_adapter_that_was_trained_names_the_right_label(opened, visit, new_trainer, tokenizer, args):
     trainer = new_trainer(num_train_epochs=6)
     trainer.train()
@@ -207,6 +209,7 @@ def test_an_adapter_that_was_trained_names_the_right_label(opened, visit, new_tr
         block(window, TUNED).get_by_role("heading", name=label).wait_for()
 
 
+@pytest.mark.slow
 def test_an_example_is_classified_when_it_is_clicked(opened, visit, peft_model, tokenizer):
     window = visit(opened().local_url)
     window.get_by_text(EXAMPLES[2]).click()
@@ -214,6 +217,7 @@ def test_an_example_is_classified_when_it_is_clicked(opened, visit, peft_model, 
     assert window.get_by_label("Text").input_value() == EXAMPLES[2]
 
 
+@pytest.mark.slow
 def test_a_bad_text_is_answered_on_the_page_and_clears_the_bars(opened, visit, monkeypatch):
     monkeypatch.setattr(web_page, "MAX_CHARACTERS", 20)
     window = visit(opened().local_url)
@@ -228,6 +232,7 @@ def test_a_bad_text_is_answered_on_the_page_and_clears_the_bars(opened, visit, m
     assert not window.get_by_text("Write or paste").count()
 
 
+@pytest.mark.slow
 def test_pasting_too_much_is_reported_rather_than_silently_cut(opened, visit, monkeypatch):
     monkeypatch.setattr(web_page, "MAX_CHARACTERS", 20)
     window = visit(opened().local_url)
@@ -238,6 +243,7 @@ def test_pasting_too_much_is_reported_rather_than_silently_cut(opened, visit, mo
     window.get_by_text("at most 20 characters are read").wait_for()
 
 
+@pytest.mark.slow
 def test_markup_is_shown_as_text(opened, visit, args, tokenizer):
     """Names come with an adapter, which may be somebody else's; a text is whatever was pasted."""
     labels = [MARKUP, "{{7*7}} ${7*7}"]
@@ -257,6 +263,7 @@ def test_markup_is_shown_as_text(opened, visit, args, tokenizer):
     assert hosts(window) == {f"127.0.0.1:{page.server_port}"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("color_scheme", ["light", "dark"])
 def test_the_page_fits_a_phone_and_follows_the_browsers_color_scheme(color_scheme, opened, visit):
     window = visit(opened().local_url, viewport={"width": 400, "height": 800}, color_scheme=color_scheme)
@@ -274,6 +281,7 @@ def listening(port: int) -> set[str]:
     return {found.laddr.ip for found in connections if found.status == "LISTEN" and found.laddr.port == port}
 
 
+@pytest.mark.slow
 def test_it_listens_on_this_machine_only_unless_told_otherwise(opened):
     assert listening(opened().server_port) == {"127.0.0.1"}
     assert listening(opened(server_name="0.0.0.0").server_port) == {"0.0.0.0"}

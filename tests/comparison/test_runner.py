@@ -64,6 +64,7 @@ def calls(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 def test_qlora_runs_reloads_and_matches_on_every_processor(short, tokenized, tokenizer, processor):
     assert run_method("qlora", short, Prepared(tokenized, tokenizer, LABELS))["reload_verified"] == "yes"
 
@@ -106,6 +107,7 @@ def test_methods_run_on_other_architectures_and_save_their_whole_head(kind, name
     assert run_other(kind, name)["reload_verified"] == "yes"
 
 
+@pytest.mark.slow
 @pytest.mark.reliability("fault")
 def test_half_a_head_that_was_not_saved_is_an_error(run_other, monkeypatch):
     """Made with the same seed on the reload, it would be the same random half again."""
@@ -114,6 +116,7 @@ def test_half_a_head_that_was_not_saved_is_an_error(run_other, monkeypatch):
         run_other("deberta-v2", "lora-r8")
 
 
+@pytest.mark.slow
 def test_a_reload_that_differs_is_an_error(run, monkeypatch):
     real = runner.PeftModel.from_pretrained
 
@@ -126,6 +129,7 @@ def test_a_reload_that_differs_is_an_error(run, monkeypatch):
     assert "Mismatched elements" in run(("lora-r8", 0))[0]["error"]
 
 
+@pytest.mark.slow
 def test_adalora_moves_its_ranks(short, tokenized, tokenizer, monkeypatch):
     steps = []
     monkeypatch.setattr(
@@ -135,6 +139,7 @@ def test_adalora_moves_its_ranks(short, tokenized, tokenizer, monkeypatch):
     assert steps == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_result(short, tokenized, tokenizer):
     first, again = (run_method("lora-r8", short, Prepared(tokenized, tokenizer, LABELS)) for _ in range(2))
     assert first["predictions"] == again["predictions"]
@@ -211,6 +216,7 @@ def test_every_method_trains_on_the_same_batches_beyond_the_first_epoch(
     assert orders[0] == orders[1] == orders[2]
 
 
+@pytest.mark.slow
 def test_methods_are_compared_beside_the_baselines(short, dataset, tmp_path):
     file = str(tmp_path / "results.jsonl")
     args = short.replace(comparison_methods=["head-only"], comparison_file=file)

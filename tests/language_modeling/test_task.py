@@ -66,6 +66,7 @@ def by_hand(model, blocks) -> float:
     return math.exp(sum(losses) / len(losses))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load_in_4bit", [False, True])
 def test_the_whole_path_lowers_the_perplexity_and_reloads_the_same(load_in_4bit, args, documents):
     planned, task = plan_language_modeling(args.replace(load_in_4bit=load_in_4bit))
@@ -135,6 +136,7 @@ def test_the_end_of_text_is_predicted_though_it_is_the_padding_too(planned, toke
     assert torch.equal(batch["labels"], batch["input_ids"])
 
 
+@pytest.mark.slow
 def test_the_trainer_keeps_the_checkpoint_with_the_lowest_loss(planned, tokenizer, tokenized):
     args, task = planned
     model = add_lora(load_model(args, tokenizer, task), args)

@@ -13,6 +13,7 @@ def splits():
     return load_bbc_news()
 
 
+@pytest.mark.slow
 def test_five_topics_in_three_stratified_splits(splits):
     assert {name: rows.num_rows for name, rows in splits.items()} == {"train": 1444, "validation": 202, "test": 426}
     assert splits["train"].features["label"].names == ["business", "entertainment", "politics", "sports", "tech"]
@@ -28,6 +29,7 @@ def test_no_article_stands_in_two_splits(splits):
     assert not texts["validation"] & texts["test"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"sublinear_tf": True}, {"stop_words": "english"}, {"min_df": 2}])
 def test_no_article_is_nearly_identical_to_one_that_is_held_out_from_it(options, splits):
     vectorizer = TfidfVectorizer(**options).fit(splits["train"]["text"])
@@ -51,6 +53,7 @@ def test_a_topic_is_that_part_of_the_same_splits(splits):
     assert topic["test"]["text"][:] == splits["test"].filter(lambda row: row["label"] == tech)["text"][:]
 
 
+@pytest.mark.slow
 def test_the_split_is_the_same_each_time(splits):
     bbc_news._drop_near_duplicates.cache_clear()
     assert load_bbc_news()["test"][:] == splits["test"][:]

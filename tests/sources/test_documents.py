@@ -14,6 +14,7 @@ def texts_of(documents) -> dict[str, list[str]]:
     return {name: rows["text"][:] for name, rows in documents.items()}
 
 
+@pytest.mark.slow
 def test_one_topic_keeps_the_splits_of_bbc_news(args):
     found = texts_of(load_documents(args.replace(dataset_name=BBC_NEWS, dataset_config_name="tech")))
     articles = load_bbc_news()

@@ -135,6 +135,7 @@ def test_quotes_line_breaks_and_delimiters_in_a_field_are_kept(tmp_path):
     assert load(tmp_path / "rows.csv") == (sorted(texts), ["0", "1"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("column", ["text", "label"])
 def test_a_value_after_the_first_10_000_rows_may_be_of_another_type(tmp_path, column):
     rows = [{"text": f"{n}" if column == "text" else f"{n} words", "label": n % 3} for n in range(11_000)]

@@ -95,6 +95,7 @@ def test_no_name_server_and_no_route_are_offline(function, error, monkeypatch, c
 # 2. Any other answer: an error that says what to do, and no other model in its place.
 
 
+@pytest.mark.slow
 @pytest.mark.reliability("fault")
 @pytest.mark.parametrize(
     ("fault", "message"),
@@ -143,6 +144,7 @@ def test_a_data_set_that_is_refused_is_an_error_too(hub_server):
 # 3. A Hub that is busy or slow for a while is waited for.
 
 
+@pytest.mark.slow
 @pytest.mark.reliability("fault")
 @pytest.mark.parametrize(
     "fault", [refuse(429, **{"Retry-After": "0"}), refuse(503), be_silent], ids=["429", "503", "silent"]

@@ -172,6 +172,7 @@ def test_examples_are_length_grouped_and_none_is_lost():
     assert not (np.diff(groups.max(axis=1)) > 0).all()  # short and long ones in turn
 
 
+@pytest.mark.slow
 def test_what_is_held_does_not_grow_with_the_stream(streamed, monkeypatch):
     monkeypatch.setattr(streaming, "CHECKED_EXAMPLES", 100)
     monkeypatch.setattr(streaming, "SHUFFLE_BUFFER", 100)
@@ -204,6 +205,7 @@ def new_streaming_trainer(streamed, tokenizer):
     return make
 
 
+@pytest.mark.slow
 def test_a_stream_is_trained_on_for_max_steps_also_beyond_its_end(new_streaming_trainer, streamed, tokenizer):
     trainer, tokenized = new_streaming_trainer(max_steps=16)  # 64 rows, of 45 in the stream
     before = fingerprint_parameters(trainer.model)

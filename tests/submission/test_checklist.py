@@ -804,6 +804,7 @@ LONG = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("long", LONG, ids=[text[:9].strip() for text in LONG])
 def test_long_outputs_are_read_in_time(long, check):
     start = time.monotonic()
