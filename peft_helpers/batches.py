@@ -103,8 +103,9 @@ class LengthTrainer(Trainer):
     def compute_loss(self, model: PreTrainedModel, inputs: dict, *args, **kwargs) -> torch.Tensor:
         """Return the loss, in training and evaluation; in bfloat16 on a CPU by the attention that suits the length."""
         if self.args.bf16 and self.args.use_cpu:
-            is_short = inputs["input_ids"].shape[1] <= EAGER_TOKENS
-            self.model.set_attn_implementation("eager" if is_short else self.attention)
+            attention = "eager" if inputs["input_ids"].shape[1] <= EAGER_TOKENS else self.attention
+            if attention != self.model.config._attn_implementation:
+                self.model.set_attn_implementation(attention)
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
@@ -137,23 +138,24 @@ def time_steps(trainer: LengthTrainer) -> tuple[float, float]:
     """
     rows, lengths = trainer.args.train_batch_size, np.array(trainer.train_dataset["length"][:])
     nearest = np.argsort(np.abs(lengths - lengths.mean()), kind="stable")[:rows]
-    dataset = trainer._remove_unused_columns(trainer.train_dataset, "training")
-    batch = trainer.data_collator([dataset[int(number)] for number in nearest])
+    examples = [trainer._remove_unused_columns(trainer.train_dataset, "training")[int(number)] for number in nearest]
     model = trainer.model.to(trainer.args.device).train()
 
     def time_pass(is_training: bool) -> float:
         start = time.perf_counter()
+        batch = trainer._prepare_inputs(trainer.data_collator(examples))
         with torch.set_grad_enabled(is_training), trainer.accelerator.autocast():
-            loss = trainer.compute_loss(model, trainer._prepare_inputs(batch))
+            loss = trainer.compute_loss(model, batch)
         if is_training:
             loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            model.zero_grad()
         loss.item()  # waits for the GPU
         return time.perf_counter() - start
 
     with torch.random.fork_rng():
         # The first pass of each kind warms up.
-        step, evaluation = (np.mean([time_pass(is_training) for _ in range(3)][1:]) for is_training in (True, False))
-    model.zero_grad()
+        step, evaluation = (np.mean([time_pass(is_training) for _ in range(4)][1:]) for is_training in (True, False))
     return step * trainer.args.gradient_accumulation_steps, evaluation / rows
 
 
