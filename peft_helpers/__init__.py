@@ -53,7 +53,6 @@ if TYPE_CHECKING:
         lora_arguments,
         model_arguments,
         prepare_model,
-        quantization_config,
     )
     from peft_helpers.pipeline import load_adapter, load_recipe, reload_arguments, run
     from peft_helpers.sources.bbc_news import load_bbc_news

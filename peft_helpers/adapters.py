@@ -8,7 +8,7 @@ from pathlib import Path
 from peft import PeftModel
 
 from peft_helpers.arguments import Arguments
-from peft_helpers.distributed import main_process_first
+from peft_helpers.distributed import process_state
 from peft_helpers.interruptions import CHECKPOINTS_RUN_FILE, check_place, finish_replacing
 from peft_helpers.tiny_gpt2 import find_model
 
@@ -45,7 +45,7 @@ def check_output_dir(args: Arguments) -> None:
     folder = Path(args.training.output_dir).resolve()
     if folder == Path(args.model.model_name_or_path).resolve():
         raise ValueError(f"output_dir is {args.training.output_dir!r}, the base model's own folder; choose another.")
-    with main_process_first():
+    with process_state().main_process_first():
         check_place(folder)
         finish_replacing(folder)
         difference = _find_difference(folder, args) if folder.exists() else ""

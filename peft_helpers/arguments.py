@@ -8,7 +8,7 @@ from peft_helpers.tiny_gpt2 import find_model
 if TYPE_CHECKING:
     from peft_helpers.training import TrainingArguments
 
-BBC_NEWS = "bbc-news"
+BBC_NEWS, WIKITEXT = "bbc-news", "Salesforce/wikitext"
 
 _NOT_ALWAYS_POSITIVE = ("lora_dropout", "seed", "max_steps")
 COMPARISON_METHODS = ["head-only", "ln-tuning", "ia3", "lora-r8", "dora", "lora-all-linear", "qlora", "full"]
@@ -96,8 +96,7 @@ class ComparisonArguments:
     _argument_group_name = "comparison of methods"
 
     comparison_methods: list[str] = field(
-        default_factory=lambda: list(COMPARISON_METHODS),
-        metadata={"help": "methods to compare, by name; all, or none"},
+        default_factory=COMPARISON_METHODS.copy, metadata={"help": "methods to compare, by name; all, or none"}
     )
     comparison_steps: int = _option(200, "optimizer steps that each method is trained for")
     comparison_seeds: int = _option(3, "seeds for each of LoRA, DoRA and IA3; the other methods take one")

@@ -4,7 +4,6 @@ import os
 import sys
 import timeit
 import warnings
-from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 
@@ -93,18 +92,3 @@ def start_processes() -> None:
         transformers.logging.disable_progress_bar()
         transformers.logging.set_verbosity_error()
         warnings.simplefilter("ignore")
-
-
-def report_idle_gpus() -> None:
-    """Print a line if this is the only process and there are several GPUs."""
-    gpus = torch.cuda.device_count()
-    if gpus > 1 and process_state().num_processes == 1:
-        print(
-            f"One of {gpus} GPUs is used. To use all of them, run the command line rather than the notebook, with "
-            f"`accelerate launch --num_processes {gpus}` before it."
-        )
-
-
-def main_process_first() -> AbstractContextManager:
-    """Have the first process do what stands in the ``with`` block, then the others, who find its files in the cache."""
-    return process_state().main_process_first()

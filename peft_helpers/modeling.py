@@ -100,23 +100,15 @@ def model_arguments(args: ModelArguments, label_names: list[str] | None = None) 
         arguments["id2label"] = dict(enumerate(label_names))
         arguments["label2id"] = {name: number for number, name in enumerate(label_names)}
     if args.load_in_4bit:
-        arguments["quantization_config"] = quantization_config(config, is_classifier=bool(label_names))
+        # QLoRA (Dettmers et al. 2023). A head is new and trained: it keeps its 32 bits.
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute_dtype(),
+            llm_int8_skip_modules=head_modules(empty_model(config)) if label_names else None,  # also for 4 bits
+        )
     return arguments
-
-
-def quantization_config(config: PreTrainedConfig, is_classifier: bool = True) -> BitsAndBytesConfig:
-    """Return QLoRA's settings (Dettmers et al. 2023) for a model: NF4, double quantization.
-
-    A classifier's head keeps its 32 bits: it is new and trained. Of a language model, transformers leaves out the
-    output layer. What is computed from the weights has the type of `compute_dtype`.
-    """
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype(),
-        llm_int8_skip_modules=head_modules(empty_model(config)) if is_classifier else None,  # also for 4 bits
-    )
 
 
 def load_model(

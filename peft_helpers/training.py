@@ -22,7 +22,7 @@ from transformers.trainer_utils import PredictionOutput
 from peft_helpers.adapters import save_recipe
 from peft_helpers.arguments import OPTIONS, Arguments, TrainingOptions
 from peft_helpers.batches import LengthTrainer, count_steps, longest_first
-from peft_helpers.distributed import compute_dtype, report_idle_gpus
+from peft_helpers.distributed import compute_dtype
 from peft_helpers.interruptions import CHECKPOINTS_RUN_FILE, explain_out_of_memory
 from peft_helpers.metrics import compute_metrics_and_loss
 from peft_helpers.modeling import Task
@@ -103,7 +103,6 @@ def make_trainer(
     Raises:
         ValueError: there is one training step only, which changes nothing.
     """
-    report_idle_gpus()
     train, validation, arguments = tokenized["train"], tokenized["validation"], args.training
     count_steps(train, arguments)
     save_recipe(args, arguments.output_dir, CHECKPOINTS_RUN_FILE)

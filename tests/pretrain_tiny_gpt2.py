@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer, HfArgumentParser, Trainer, TrainingArguments
 
-from peft_helpers.language_modeling.blocks import cut_blocks
+from peft_helpers.language_modeling.task import cut_blocks
 from peft_helpers.sources.bbc_news import load_bbc_news
 
 # 4 blocks of 512 tokens a step. Any of these, and of the Trainer's other options, can be given on the command line.

@@ -27,10 +27,10 @@ from peft_helpers import (
     model_arguments,
     predict,
     prepare_model,
-    quantization_config,
     quantization_problem,
     reload_arguments,
 )
+from peft_helpers.arguments import ModelArguments
 from peft_helpers.modeling import empty_model, head_modules, load_model
 
 
@@ -237,7 +237,9 @@ def test_its_note_on_an_optional_kernel_is_kept_off_the_output():
     assert process.stderr == ""
 
 
-def test_the_head_of_another_architecture_is_skipped_too():
-    config = AutoConfig.for_model("distilbert", n_layers=1, dim=8, n_heads=2, hidden_dim=8, vocab_size=16)
-    assert quantization_config(config).llm_int8_skip_modules == ["pre_classifier", "classifier"]
-    assert quantization_config(config, is_classifier=False).llm_int8_skip_modules is None
+def test_the_head_of_another_architecture_is_skipped_too(tmp_path):
+    sizes = {"n_layers": 1, "dim": 8, "n_heads": 2, "hidden_dim": 8, "vocab_size": 16}
+    AutoConfig.for_model("distilbert", **sizes).save_pretrained(tmp_path)
+    args = ModelArguments(model_name_or_path=str(tmp_path), load_in_4bit=True)
+    skipped = [model_arguments(args, names)["quantization_config"].llm_int8_skip_modules for names in (LABELS, None)]
+    assert skipped == [["pre_classifier", "classifier"], None]

@@ -5,13 +5,11 @@ from collections.abc import Callable
 import numpy as np
 from scipy.stats import binomtest, bootstrap
 
-CONFIDENCE = 0.95
-
 
 def accuracy_interval(predictions: np.ndarray, references: np.ndarray) -> tuple[float, float]:
     """Return Wilson's 95 % interval of the accuracy, also right near 0 and 1; both are label numbers."""
     hits = int(np.sum(predictions == references))
-    return tuple(binomtest(hits, len(references)).proportion_ci(CONFIDENCE, method="wilson"))
+    return tuple(binomtest(hits, len(references)).proportion_ci(0.95, method="wilson"))
 
 
 def f1_interval(predictions: np.ndarray, references: np.ndarray) -> tuple[float, float]:
@@ -78,6 +76,6 @@ def _bootstrap(statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> tu
     # single example: two copies of it resample to the same.
     samples = [np.resize(sample, max(2, len(sample))) for sample in samples]
     return bootstrap(
-        samples, statistic, paired=True, vectorized=True, n_resamples=2000, confidence_level=CONFIDENCE,
+        samples, statistic, paired=True, vectorized=True, n_resamples=2000, confidence_level=0.95,
         batch=max(1, 100_000 // len(samples[0])), method="percentile", rng=0,
     ).confidence_interval  # fmt: skip

@@ -130,15 +130,13 @@ def train(options: Namespace) -> None:
 def language_model(options: Namespace) -> None:
     """Fine-tune on texts without labels: perplexity and generated text before and after."""
     args, task = helpers.plan_language_modeling(_parse_arguments(options))
-    from peft_helpers.language_modeling.task import describe_run, summarize_run
+    from peft_helpers.language_modeling.task import describe_run
 
     documents = helpers.load_documents(args)
     result = helpers.run(documents, args, task)
     if args.training.should_save:
         examples = helpers.generate_examples(result, documents)
-        path = Path(args.training.output_dir, "results.json")
-        path.write_text(json.dumps(summarize_run(result, examples), indent=2, ensure_ascii=False), encoding="utf-8")
-        print(f"{describe_run(result, examples)}\n\nThe adapter and {path.name} are in {path.parent}.")
+        print(f"{describe_run(result, examples)}\n\nThe adapter is in {args.training.output_dir}.")
 
 
 def compare(options: Namespace) -> int:

@@ -56,7 +56,6 @@ def keep_output_clean() -> None:
         "`is_gradient_checkpointing` is deprecated",  # peft 0.21 reads a property that transformers 5 has renamed
         "fan_in_fan_out is set to False but",  # an adapter of 4-bit layers is checked on the shapes of GPT-2's own ones
         "Unsupported layer type .*LayerNorm",  # peft 0.21, of LN tuning, which does what it should
-        "The following rank_pattern keys .*lora_E",  # of AdaLoRA likewise: each reload is checked
     ):
         warnings.filterwarnings("ignore", message)
 

@@ -14,12 +14,11 @@ from transformers import HfArgumentParser
 
 import peft_helpers as helpers
 from peft_helpers.app.notebook import warn_offline
-from peft_helpers.arguments import BBC_NEWS, OPTIONS, Arguments, TrainingOptions
+from peft_helpers.arguments import BBC_NEWS, OPTIONS, WIKITEXT, Arguments, TrainingOptions
 from peft_helpers.sources.hub import NotOnHubError, explain_availability
 from peft_helpers.tiny_gpt2 import TINY_GPT2
 
 SETTINGS = tomllib.loads(Path(__file__).with_name("profiles.toml").read_text("utf-8").replace("tiny_gpt2", TINY_GPT2))
-WIKITEXT = "Salesforce/wikitext"
 
 
 class _HelpFormatter(ArgumentDefaultsHelpFormatter, MetavarTypeHelpFormatter):

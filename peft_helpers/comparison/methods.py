@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import peft
-from peft import PeftConfig, PeftModel, PeftType
+from peft import PeftConfig, PeftModel
 from peft.utils.constants import DUMMY_TARGET_MODULES, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 
 from peft_helpers.arguments import Arguments
 from peft_helpers.comparison.tables import read_results
@@ -61,15 +61,6 @@ def adapt_model(model: PreTrainedModel, method: Method, args: Arguments) -> PreT
     return model if method.make_config is None else peft.get_peft_model(model, method.make_config(args, model))
 
 
-class AllocateRanks(TrainerCallback):
-    """Has AdaLoRA move its ranks to where they matter after each step, which the Trainer does not do by itself."""
-
-    def on_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
-        """Call AdaLoRA's ``update_and_allocate`` while the step's gradients are still there."""
-        if getattr(model, "peft_type", None) == PeftType.ADALORA:
-            model.base_model.update_and_allocate(state.global_step + 1)
-
-
 def learning_rate(name: str, args: Arguments) -> float:
     """Return the learning rate of a method when ``args.training.learning_rate`` is LoRA's."""
     factor = METHODS[name].learning_rate_factor
@@ -89,20 +80,6 @@ def _lora(args: Arguments, model: PreTrainedModel, **options) -> peft.LoraConfig
 def _classifier(model: PreTrainedModel) -> dict:
     """Return what the other configurations say of the head and of Conv1D, as in `lora_arguments`."""
     return {"task_type": "SEQ_CLS", "modules_to_save": head_modules(model), "fan_in_fan_out": uses_conv1d(model)}
-
-
-def _adalora(args: Arguments, model: PreTrainedModel) -> peft.AdaLoraConfig:
-    steps, rank = args.comparison.comparison_steps, args.lora.lora_r
-    return peft.AdaLoraConfig(
-        **_classifier(model),
-        init_r=rank * 3 // 2,  # Zhang et al. 2023, section 4: starts at 1.5 times its final rank
-        target_r=rank,
-        total_step=steps,
-        tinit=steps // 10,
-        tfinal=steps // 3,
-        lora_alpha=args.lora.lora_alpha,
-        lora_dropout=args.lora.lora_dropout,
-    )
 
 
 def _layer_norms(args: Arguments, model: PreTrainedModel) -> peft.LNTuningConfig:
@@ -126,7 +103,6 @@ METHODS = {
     "dora": Method(1, partial(_lora, use_dora=True)),  # Liu et al. 2024 take about LoRA's
     "pissa": Method(1, partial(_lora, init_lora_weights="pissa")),
     "rslora": Method(0.7, partial(_lora, r=16, use_rslora=True)),
-    "adalora": Method(3, _adalora),
     "full": Method(0.1, None),  # LoRA's best is about 10 times higher (Schulman et al. 2025)
 }
 # Why methods are refused, on peft 0.21.2, and the nearest that work; the tests show each, and when one is fixed.
@@ -134,6 +110,7 @@ REFUSED = {
     ("prompt-tuning", "p-tuning"): "without token ids, GPT-2 classifies short examples by padding; use prefix-tuning",
     ("osf",): "with a classifier it trains the head only; use head-only",
     ("adaption-prompt", "trainable-tokens"): "peft neither trains nor saves the head with it; use prefix-tuning",
+    ("adalora",): "its ranks move in a call after each step, which the Trainer does not make; use lora-r8",
     ("olora",): "its initialization takes Conv1D's weights untransposed: the forward pass fails; use pissa",
     ("kasa", "boft", "oft", "hra", "loha", "lokr", "miss"): "it needs torch.nn.Linear, GPT-2 has Conv1D; use dora",
 }

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import torch
 from datasets import DatasetDict
-from peft import PeftModel, PeftType
+from peft import PeftModel
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from peft_helpers.adapters import adapter_size, describe_recipe
@@ -25,7 +25,7 @@ from peft_helpers.arguments import Arguments
 from peft_helpers.batches import LengthTrainer, time_steps
 from peft_helpers.comparison.baselines import run_baselines, score_predictions
 from peft_helpers.comparison.budget import fit_to_budget
-from peft_helpers.comparison.methods import AllocateRanks, adapt_model, find_method, learning_rate, plan_comparison
+from peft_helpers.comparison.methods import adapt_model, find_method, learning_rate, plan_comparison
 from peft_helpers.comparison.tables import describe_result, read_results, write_results
 from peft_helpers.distributed import process_state
 from peft_helpers.metrics import assert_same_predictions
@@ -145,7 +145,7 @@ def _make_trainer(model: PreTrainedModel, args: Arguments, data: Prepared, folde
     """Return a Trainer for ``comparison_steps`` steps without evaluation or checkpoint."""
     steps, collate = args.comparison.comparison_steps, CLASSIFICATION.make_data_collator(data.tokenizer)
     args = args.replace(output_dir=folder, max_steps=steps, disable_tqdm=True, **NO_EVALUATION)
-    trainer = LengthTrainer(model, args.training, collate, data.tokenized["train"], callbacks=[AllocateRanks()])
+    trainer = LengthTrainer(model, args.training, collate, data.tokenized["train"])
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -159,8 +159,7 @@ def _check_reload(model: PeftModel, args: Arguments, data: Prepared) -> float:
     base = load_model(other, data.tokenizer, CLASSIFICATION, data.label_names)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        # AdaLoRA computes a loss only where it can be trained (peft 0.21).
-        reloaded = PeftModel.from_pretrained(base, folder, is_trainable=model.peft_type == PeftType.ADALORA)
+        reloaded = PeftModel.from_pretrained(base, folder)
         outputs = [predict(each, data.tokenizer, some, args, disable_tqdm=True) for each in (model, reloaded)]
         assert_same_predictions(*outputs)
         return adapter_size(folder)

@@ -2,20 +2,64 @@
 
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
-from datasets import DatasetDict
-from transformers import AutoConfig, AutoModelForCausalLM, default_data_collator
+from datasets import Dataset, DatasetDict
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    default_data_collator,
+    set_seed,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from peft_helpers.adapters import check_output_dir
 from peft_helpers.arguments import Arguments
-from peft_helpers.language_modeling.blocks import make_blocks
-from peft_helpers.language_modeling.generation import first_words, generate_texts
 from peft_helpers.modeling import Task, check_model
 from peft_helpers.pipeline import RunResult, load_adapter
 from peft_helpers.tiny_gpt2 import TINY_GPT2
+
+
+def make_blocks(
+    documents: DatasetDict, tokenizer: PreTrainedTokenizerBase, args: Arguments | None = None
+) -> DatasetDict:
+    """Return the documents of each split, column ``text``, as blocks of ``tokenizer.model_max_length`` tokens.
+
+    Documents are joined, each closed by the end-of-text token, and cut. What is left at the end of every 1,000
+    documents is dropped, so that the mean loss of blocks is that of tokens. The columns are those of
+    `tokenize_dataset`; ``labels`` are the ``input_ids``, since the model shifts them itself. With ``args``, there are
+    at most ``max_train_samples`` blocks to train on and ``max_eval_samples`` in the other splits, drawn by ``seed``.
+
+    Raises:
+        ValueError: a split makes no block.
+    """
+    blocks = documents.map(cut_blocks, batched=True, fn_kwargs={"tokenizer": tokenizer}, remove_columns=["text"])
+    for name, split in blocks.items():
+        if split.num_rows == 0:
+            raise ValueError(
+                f"The documents of {name} make no block of {tokenizer.model_max_length} tokens. Choose a smaller "
+                "--block_size, or use more or longer documents."
+            )
+        limit = args and (args.data.max_train_samples if name == "train" else args.data.max_eval_samples)
+        if limit and limit < split.num_rows:
+            blocks[name] = split.shuffle(seed=args.training.seed).select(range(limit))
+    return blocks
+
+
+def cut_blocks(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase) -> dict[str, list]:
+    """Return the columns of `make_blocks` for a batch of the column ``text``."""
+    size = tokenizer.model_max_length
+    # A document may be longer than the model's positions, of which the tokenizer would warn: the blocks are not.
+    encoded = tokenizer(batch["text"], add_special_tokens=False, verbose=False)["input_ids"]
+    ids = list(chain.from_iterable([*document, tokenizer.eos_token_id] for document in encoded))
+    blocks = [ids[start : start + size] for start in range(0, len(ids) - size + 1, size)]
+    attention_mask, length = [[1] * size] * len(blocks), [size] * len(blocks)
+    return {"input_ids": blocks, "attention_mask": attention_mask, "labels": blocks, "length": length}
+
 
 LANGUAGE_MODELING = Task(
     task_type="CAUSAL_LM",
@@ -78,18 +122,23 @@ def generate_examples(result: RunResult, documents: DatasetDict) -> pd.DataFrame
     return pd.DataFrame({"prompt": prompts, "untuned": untuned, "tuned": tuned})
 
 
-def summarize_run(result: RunResult, examples: pd.DataFrame) -> dict:
-    """Return the contents of ``results.json``; ``examples`` come from `generate_examples`."""
-    untuned, tuned = result.untuned.metrics, result.tuned.metrics
-    return {
-        "perplexity": {"untuned": untuned["test_perplexity"], "tuned": tuned["test_perplexity"]},
-        "test_blocks": tuned["test_examples"],
-        "generated": examples.to_dict("records"),
-        "trainable_parameters": result.trainable_parameters,
-        "parameters": result.parameters,
-        "arguments": result.args.describe(),
-        "seconds": result.seconds,
-    }
+def first_words(documents: Dataset) -> list[str]:
+    """Return the first eight words (of scripts without spaces, 100 characters) of three documents, as prompts."""
+    return [" ".join(text.split()[:8])[:100] for text in documents[:3]["text"]]
+
+
+def generate_texts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], seed: int
+) -> list[str]:
+    """Return each prompt with up to 40 tokens more, drawn from the model's most probable 90 % (top-p)."""
+    # On the left, since new tokens follow the last one of a row.
+    inputs = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt", verbose=False).to(model.device)
+    set_seed(seed)
+    # The cache is of what each layer has computed; `prepare_model` has turned it off for training.
+    options = {"max_new_tokens": 40, "do_sample": True, "top_p": 0.9, "use_cache": True}
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    output = model.eval().generate(input_ids=ids, attention_mask=mask, pad_token_id=tokenizer.pad_token_id, **options)
+    return tokenizer.batch_decode(output, skip_special_tokens=True)
 
 
 def describe_run(result: RunResult, examples: pd.DataFrame) -> str:

@@ -7,13 +7,11 @@ from pathlib import Path
 import pandas as pd
 from datasets import Dataset, DatasetDict
 
-from peft_helpers.arguments import BBC_NEWS, Arguments, DataArguments
+from peft_helpers.arguments import BBC_NEWS, WIKITEXT, Arguments, DataArguments
 from peft_helpers.columns import find_text_column
 from peft_helpers.data import carve_missing_splits, keep_rows, rename_splits
 from peft_helpers.sources.bbc_news import load_bbc_topic
 from peft_helpers.sources.files import extension, load_raw, read_lines
-
-WIKITEXT = "Salesforce/wikitext"
 
 
 def load_documents(args: Arguments) -> DatasetDict:

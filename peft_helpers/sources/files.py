@@ -16,7 +16,7 @@ from datasets import Dataset, DatasetDict, Features, IterableDatasetDict, Value,
 from peft_helpers.arguments import BBC_NEWS, Arguments, DataArguments
 from peft_helpers.columns import find_text_column
 from peft_helpers.data import SPLIT_NAMES, prepare_splits, read_rows
-from peft_helpers.distributed import main_process_first
+from peft_helpers.distributed import process_state
 from peft_helpers.sources.bbc_news import load_bbc_news
 from peft_helpers.sources.streaming import prepare_stream
 
@@ -36,7 +36,7 @@ _EXPECTED = {
 
 def load_splits(args: Arguments) -> DatasetDict | dict[str, Dataset]:
     """Return train, validation and test of ``args.data.dataset_name``; the first process loads before the others."""
-    with main_process_first():
+    with process_state().main_process_first():  # the others find its files in the cache
         raw = load_bbc_news() if args.data.dataset_name == BBC_NEWS else load_raw(args.data)
         return prepare_stream(raw, args) if args.data.streaming else prepare_splits(raw, args)
 

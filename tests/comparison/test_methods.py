@@ -150,7 +150,7 @@ def test_the_refused_methods_cannot_run(name, model, batch):
 
 
 def test_every_refusal_is_shown():
-    assert set().union(*REFUSED) == {*PROMPTS, *UNTRAINED_HEAD, *CANNOT_RUN, "osf"}
+    assert set().union(*REFUSED) == {*PROMPTS, *UNTRAINED_HEAD, *CANNOT_RUN, "osf", "adalora"}
 
 
 def test_the_plan_has_several_seeds_for_some_methods(args):

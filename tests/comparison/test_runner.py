@@ -130,16 +130,6 @@ def test_a_reload_that_differs_is_an_error(run, monkeypatch):
 
 
 @pytest.mark.slow
-def test_adalora_moves_its_ranks(short, tokenized, tokenizer, monkeypatch):
-    steps = []
-    monkeypatch.setattr(
-        "peft.tuners.adalora.model.AdaLoraModel.update_and_allocate", lambda self, step: steps.append(step)
-    )
-    run_method("adalora", short, Prepared(tokenized, tokenizer, LABELS))
-    assert steps == [1, 2, 3]
-
-
-@pytest.mark.slow
 def test_the_same_run_gives_the_same_result(short, tokenized, tokenizer):
     first, again = (run_method("lora-r8", short, Prepared(tokenized, tokenizer, LABELS)) for _ in range(2))
     assert first["predictions"] == again["predictions"]

@@ -1,5 +1,6 @@
 import json
 import math
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from peft_helpers.interruptions import guard_training
 from peft_helpers.language_modeling.task import (
     LANGUAGE_MODELING,
     describe_run,
+    first_words,
     generate_examples,
+    generate_texts,
+    make_blocks,
     plan_language_modeling,
-    summarize_run,
 )
 from peft_helpers.metrics import assert_same_predictions
 from peft_helpers.modeling import load_model, lora_arguments
@@ -72,21 +75,19 @@ def test_the_whole_path_lowers_the_perplexity_and_reloads_the_same(load_in_4bit,
     planned, task = plan_language_modeling(args.replace(load_in_4bit=load_in_4bit))
     result = run(documents, planned, task)
     examples = generate_examples(result, documents)
-    summary = json.loads(json.dumps(summarize_run(result, examples)))
-    assert summary["perplexity"]["tuned"] < 0.9 * summary["perplexity"]["untuned"]
-    assert summary["test_blocks"] == 6
-    assert len(summary["generated"]) == 3
-    for row in summary["generated"]:
-        assert row["untuned"].startswith(row["prompt"])
-        assert row["tuned"].startswith(row["prompt"])
-        assert row["untuned"] != row["tuned"]
+    untuned, tuned = (output.metrics["test_perplexity"] for output in (result.untuned, result.tuned))
+    assert tuned < 0.9 * untuned
+    assert len(examples) == 3
+    for row in examples.itertuples():
+        assert row.untuned.startswith(row.prompt)
+        assert row.tuned.startswith(row.prompt)
+        assert row.untuned != row.tuned
     printed = describe_run(result, examples)
-    assert printed.startswith(f"Perplexity on 6 test blocks: {summary['perplexity']['untuned']:.2f} untuned, ")
-    assert f", {summary['perplexity']['tuned']:.2f} tuned (-" in printed
+    assert printed.startswith(f"Perplexity on 6 test blocks: {untuned:.2f} untuned, {tuned:.2f} tuned (-")
     assert examples["tuned"][2] in printed
     folder = Path(f"{args.training.output_dir}_language_model")
     assert json.loads((folder / "adapter_config.json").read_text())["modules_to_save"] is None
-    assert f"{summary['perplexity']['tuned']:.3f}" in (folder / "README.md").read_text()
+    assert f"{tuned:.3f}" in (folder / "README.md").read_text()
     assert not Path(args.training.output_dir).exists()
     assert not list(folder.glob("checkpoint-*"))
 
@@ -190,3 +191,93 @@ def test_a_classifiers_adapter_is_not_loaded_as_a_language_model(peft_model, tok
     save_recipe(args, args.training.output_dir)
     with pytest.raises(ValueError, match="task_type 'SEQ_CLS', expected 'CAUSAL_LM': it was trained for another"):
         load_adapter(args.training.output_dir, LANGUAGE_MODELING)
+
+
+# Generated text
+
+PROMPTS = ["a fine", "what a sad, cold and tired"]
+
+
+@pytest.fixture
+def language_model(args, tokenizer):
+    return load_model(args, tokenizer, LANGUAGE_MODELING)
+
+
+def test_each_text_goes_on_from_its_prompt_by_the_seed(language_model, tokenizer, recwarn, caplog):
+    texts = generate_texts(language_model, tokenizer, PROMPTS, seed=1)
+    assert all(text.startswith(prompt) and text != prompt for text, prompt in zip(texts, PROMPTS, strict=True))
+    assert generate_texts(language_model, tokenizer, PROMPTS, seed=1) == texts
+    assert generate_texts(language_model, tokenizer, PROMPTS, seed=2) != texts
+    assert tokenizer.padding_side == "right"
+    assert not [record for record in caplog.records if "pad" in record.getMessage() or "mask" in record.getMessage()]
+    assert not recwarn
+
+
+def test_prompts_are_padded_on_the_left_and_the_model_is_told(language_model, tokenizer, monkeypatch):
+    given = {}
+    monkeypatch.setattr(language_model, "generate", lambda **names: (given.update(names), names["input_ids"])[1])
+    assert generate_texts(language_model, tokenizer, PROMPTS, seed=1) == PROMPTS
+    mask = given["attention_mask"]
+    assert mask[0].tolist() == sorted(mask[0].tolist())
+    assert mask[:, -1].all()
+    assert not mask.all()
+    assert given["pad_token_id"] == tokenizer.pad_token_id
+
+
+def test_prompts_are_the_first_words_of_the_documents():
+    texts = Dataset.from_dict({"text": ["one two\nthree four five six seven eight nine", "short", "third", "fourth"]})
+    assert first_words(texts) == ["one two three four five six seven eight", "short", "third"]
+
+
+def test_a_prompt_of_a_script_without_spaces_is_cut():
+    assert first_words(Dataset.from_dict({"text": ["\u6587" * 5000, "one two"]})) == ["\u6587" * 100, "one two"]
+
+
+# Blocks
+
+
+def to_splits(**texts: list[str]) -> DatasetDict:
+    return DatasetDict({name: Dataset.from_dict({"text": rows}) for name, rows in texts.items()})
+
+
+@pytest.mark.parametrize("block_size", [2, 7, 32])
+def test_blocks_hold_the_tokens_of_the_documents_in_order_but_the_remainder(block_size, tokenizer):
+    texts = ["a fine film", "bad", "what a sad, cold and tired story " * 30]
+    expected = list(chain.from_iterable([*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts))
+    tokenizer.model_max_length = block_size
+    blocks = make_blocks(to_splits(test=texts), tokenizer)["test"]
+    rows = blocks["input_ids"][:]
+    kept = list(chain.from_iterable(rows))
+    assert kept == expected[: len(kept)]
+    assert 0 <= len(expected) - len(kept) < block_size
+    assert {len(row) for row in rows} == {block_size}
+    assert blocks["labels"][:] == rows
+    assert blocks["length"][:] == [block_size] * len(rows)
+    assert blocks["attention_mask"][:] == [[1] * block_size] * len(rows)
+
+
+def test_a_document_may_be_longer_than_the_positions(tokenizer, caplog):
+    blocks = make_blocks(to_splits(test=["what a sad story " * 100]), tokenizer)["test"]
+    assert blocks.num_rows * 32 > 64
+    assert "longer than the specified maximum" not in caplog.text
+
+
+def test_there_are_no_more_blocks_than_the_limits_drawn_by_the_seed(args, tokenizer):
+    texts = [f"text {number} of it" for number in range(30)]
+    documents = to_splits(train=texts, validation=texts, test=texts)
+    limited = args.replace(max_train_samples=5, max_eval_samples=3)
+    tokenizer.model_max_length = 4
+    blocks = make_blocks(documents, tokenizer, limited)
+    assert {name: split.num_rows for name, split in blocks.items()} == {"train": 5, "validation": 3, "test": 3}
+    assert make_blocks(documents, tokenizer, limited)["train"][:] == blocks["train"][:]
+    assert make_blocks(documents, tokenizer, limited.replace(seed=1))["train"][:] != blocks["train"][:]
+    alone = make_blocks(DatasetDict(test=documents["test"]), tokenizer, limited)["test"]
+    assert alone[:] == blocks["test"][:]
+    assert make_blocks(documents, tokenizer, args)["train"].num_rows > 5
+
+
+@pytest.mark.reliability("bad input")
+def test_documents_shorter_than_a_block_are_an_error_that_says_what_to_do(tokenizer):
+    documents = to_splits(train=["what a sad story " * 10], test=["a story"])
+    with pytest.raises(ValueError, match=r"of test make no block of 32 tokens.*smaller --block_size"):
+        make_blocks(documents, tokenizer)
