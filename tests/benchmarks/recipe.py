@@ -1,6 +1,6 @@
 """One recipe in a process of its own, started by ``speed.py``: trains, predicts, prints one line of JSON.
 
-``usual`` is what most notebooks write; ``defaults`` calls this package as ``LightweightFineTuning.ipynb`` does.
+``plain`` is transformers and peft with care; ``package`` calls this package as ``LightweightFineTuning.ipynb`` does.
 """
 
 import json
@@ -8,7 +8,6 @@ import resource
 import sys
 import tempfile
 import time
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,12 +21,11 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from transformers.activations import NewGELUActivation
 
 import peft_helpers as helpers
 from peft_helpers.distributed import compute_dtype
 from peft_helpers.modeling import load_model, uses_conv1d
-from peft_helpers.training import LengthTrainer
+from peft_helpers.training import NO_EVALUATION, LengthTrainer
 
 MATRIX = 2048  # rows and columns: large enough for the highest rate
 LABELS = ["negative", "positive"]
@@ -68,15 +66,15 @@ def lora_config(settings: dict, model) -> LoraConfig:
         task_type="SEQ_CLS",
         r=8,
         lora_alpha=16,
-        lora_dropout=settings["lora_dropout"],
+        lora_dropout=0.0,
         target_modules=settings["target_modules"],
         exclude_modules=["score"],
         fan_in_fan_out=uses_conv1d(model),
     )
 
 
-def usual(settings: dict, tokenizer: PreTrainedTokenizerBase, train: Dataset, test: Dataset) -> tuple[float, float]:
-    """Return the seconds of training and of evaluation with the Trainer's defaults, padded as ``settings`` say."""
+def plain(settings: dict, tokenizer: PreTrainedTokenizerBase, train: Dataset, test: Dataset) -> tuple[float, float]:
+    """Return the seconds of training and of evaluation with the Trainer and peft as their examples have it."""
     model = AutoModelForSequenceClassification.from_pretrained(settings["model"], num_labels=2)
     model.config.pad_token_id = tokenizer.pad_token_id
     trainer = Trainer(
@@ -84,49 +82,38 @@ def usual(settings: dict, tokenizer: PreTrainedTokenizerBase, train: Dataset, te
         args=TrainingArguments(
             tempfile.mkdtemp(),
             num_train_epochs=1,
+            learning_rate=5e-4,
             per_device_train_batch_size=settings["batch_size"],
             per_device_eval_batch_size=settings["batch_size"],
-            bf16=torch.cuda.is_available(),
+            train_sampling_strategy="group_by_length" if settings["padding"] == "longest" else "random",
+            bf16=settings["bf16"],
+            use_cpu=not torch.cuda.is_available(),
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
         ),
-        train_dataset=train.remove_columns("length"),
+        train_dataset=train,
         data_collator=DataCollatorWithPadding(tokenizer, padding=settings["padding"], max_length=1024),
     )
     seconds = trainer.train().metrics["train_runtime"]
     return seconds, trainer.predict(test.remove_columns("length")).metrics["test_runtime"]
 
 
-def defaults(settings: dict, tokenizer: PreTrainedTokenizerBase, train: Dataset, test: Dataset) -> tuple[float, float]:
-    """Return the seconds of training and of evaluation with this package; ``settings["without"]`` leaves a part out."""
+def package(settings: dict, tokenizer: PreTrainedTokenizerBase, train: Dataset, test: Dataset) -> tuple[float, float]:
+    """Return the seconds of training and of evaluation with this package."""
     args = helpers.make_arguments(
         model_name_or_path=settings["model"],
         num_train_epochs=1,
         per_device_train_batch_size=settings["batch_size"],
         output_dir=tempfile.mkdtemp(),
+        disable_tqdm=True,
+        bf16=settings["bf16"],
+        **NO_EVALUATION,
     )
     model = load_model(args, tokenizer, helpers.CLASSIFICATION, LABELS)
-    for module in list(model.modules()):
-        if "no_dropout" in settings["without"] and isinstance(module, torch.nn.Dropout):
-            module.p = 0.1
-        if "fused_gelu" in settings["without"] and hasattr(module, "c_fc"):
-            module.act = NewGELUActivation()
-    if "no_cache" in settings["without"]:
-        model.config.use_cache = True
     model = get_peft_model(model, lora_config(settings, model))
-    arguments = replace(
-        args.training,
-        eval_strategy="no",
-        save_strategy="no",
-        load_best_model_at_end=False,
-        disable_tqdm=True,
-    )
-    trainer_class = Trainer if "like_lengths" in settings["without"] else LengthTrainer
-    trainer = trainer_class(
-        model=model, args=arguments, train_dataset=train, data_collator=DataCollatorWithPadding(tokenizer)
-    )
-    seconds = trainer.train().metrics["train_runtime"]
+    collate = DataCollatorWithPadding(tokenizer)
+    seconds = LengthTrainer(model, args.training, collate, train).train().metrics["train_runtime"]
     return seconds, helpers.predict(model, tokenizer, test, args, disable_tqdm=True).metrics["test_runtime"]
 
 
@@ -142,7 +129,7 @@ def main() -> None:
     )
     before = matrix_rate()
     try:
-        seconds = {"usual": usual, "defaults": defaults}[settings["path"]](settings, tokenizer, train, test)
+        seconds = {"plain": plain, "package": package}[settings["path"]](settings, tokenizer, train, test)
     except RuntimeError as error:  # torch's allocators; a killed process would tell nothing
         if "memory" not in str(error):
             raise

@@ -22,12 +22,10 @@ import psutil
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, set_seed
 
 import peft_helpers as helpers
-from peft_helpers.arguments import LoraArguments
 from peft_helpers.tiny_gpt2 import TINY_GPT2
 
-PARTS = ("like_lengths", "fused_gelu", "no_dropout", "no_cache")
-USUAL = {"path": "usual", "padding": "longest", "lora_dropout": 0.05, "without": []}
-DEFAULTS = {"path": "defaults", "lora_dropout": LoraArguments.lora_dropout, "without": []}
+PLAIN = {"path": "plain", "padding": "longest", "bf16": False}
+PACKAGE = {"path": "package", "bf16": None}
 
 
 def draw_lengths(kind: str, count: int, seed: int) -> list[int]:
@@ -49,25 +47,20 @@ def draw_lengths(kind: str, count: int, seed: int) -> list[int]:
 def make_recipes(options: argparse.Namespace) -> dict[str, dict]:
     """Return the recipes by name."""
     batch = options.batch_size or {"short": 32, "long": 8, "passages": 16}[options.rows]
-    same = {"batch_size": batch, "target_modules": ["c_attn"]}
-    if options.recipes != "all":
-        recipes = {f"this package, batch {batch}": DEFAULTS | same}
-        if options.recipes == "defaults":
-            return recipes
-        recipes |= {f"without {part}": DEFAULTS | same | {"without": [part]} for part in PARTS}
-        return recipes | {"with LoRA's dropout": DEFAULTS | same | {"lora_dropout": 0.05}}
-    recipes = {}
-    if options.rows == "short" and options.model == "gpt2":
-        padded = USUAL | same | {"padding": "max_length"}
-        recipes = {f"padding to 1,024, batch {size}": padded | {"batch_size": size} for size in (8, 2)}
-    if options.rows == "passages":  # the notebook's LoRA is on every linear layer
-        name = f"dynamic padding, random order, batch {batch}, LoRA on every linear layer"
-        recipes[name] = USUAL | same | {"target_modules": "all-linear"}
-    return recipes | {
-        f"dynamic padding, random order, batch {batch}": USUAL | same,
-        f"this package, batch {batch}": DEFAULTS | same,
-        f"this package, batch {batch}, LoRA on every linear layer": DEFAULTS | same | {"target_modules": "all-linear"},
+    same = {"batch_size": batch, "target_modules": ["c_attn"] if options.model == "gpt2" else "all-linear"}
+    recipes = {
+        "Trainer and peft, group_by_length": PLAIN | same,
+        "the same with bf16=True": PLAIN | same | {"bf16": True},
+        "this package": PACKAGE | same,
+        "this package, --bf16 false": PACKAGE | same | {"bf16": False},
     }
+    if options.rows == "short" and options.model == "gpt2":
+        recipes["the seeds' recipe: padding to 1,024, batch 2"] = (
+            PLAIN | same | {"padding": "max_length", "batch_size": 2}
+        )
+    if options.without_bfloat16:
+        recipes = {name: recipe for name, recipe in recipes.items() if recipe["bf16"] is not True}
+    return recipes
 
 
 def make_model(options: argparse.Namespace, folder: str) -> int:
@@ -85,7 +78,7 @@ def make_model(options: argparse.Namespace, folder: str) -> int:
     return sum(parameter.numel() for parameter in model.transformer.h.parameters())
 
 
-def run_recipe(recipe: dict, model: str, lengths: dict[str, list[int]], threads: int | None) -> dict:
+def run_recipe(recipe: dict, model: str, lengths: dict[str, list[int]], options: argparse.Namespace) -> dict:
     """Return what ``recipe.py`` measured."""
     limited = recipe.get("padding") == "max_length"
     # What padding to 1,024 tokens takes may be more than there is: an error in place of a killed process.
@@ -94,8 +87,10 @@ def run_recipe(recipe: dict, model: str, lengths: dict[str, list[int]], threads:
     settings = recipe | {"model": model, "memory": memory}
     settings |= {name: values[: count and max(count, recipe["batch_size"])] for name, values in lengths.items()}
     environment = os.environ | {"PYTHONPATH": ".", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
-    if threads:
-        environment["OMP_NUM_THREADS"] = str(threads)
+    if options.threads:
+        environment["OMP_NUM_THREADS"] = str(options.threads)
+    if options.without_bfloat16:
+        environment |= {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
     process = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("recipe.py"))],
         input=json.dumps(settings), env=environment, stdout=subprocess.PIPE, text=True, check=True,
@@ -128,8 +123,7 @@ def main() -> None:
     parser.add_argument("--model", choices=["gpt2", "tiny"], default="gpt2", help="GPT-2's shape, or the tiny one's")
     parser.add_argument("--rows", choices=["short", "long", "passages"], default="short")
     parser.add_argument("--tokenizer", help="Hub id, or folder (default: the tiny GPT-2's)")
-    choices = ["all", "defaults", "ablations"]
-    parser.add_argument("--recipes", choices=choices, default="all", help="ablations: the defaults, less one part each")
+    parser.add_argument("--without_bfloat16", action="store_true", help="as on a CPU with AVX2 only, which is imitated")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--batch_size", type=int, help="default: 32 short rows, 8 long ones, 16 passages")
     parser.add_argument("--train_rows", type=int, help="default: 512 short rows, 16 long ones, 2,048 passages")
@@ -148,7 +142,7 @@ def main() -> None:
         for turn in range(options.repetitions):
             for name, recipe in recipes.items():
                 if not (runs[name] and "error" in runs[name][0]):
-                    runs[name].append(run_recipe(recipe, folder, lengths, options.threads))
+                    runs[name].append(run_recipe(recipe, folder, lengths, options))
                 print(f"{turn + 1} of {options.repetitions}: {name}", file=sys.stderr, flush=True)
     rates = [run["matrix_gflops"] for measured in runs.values() for run in measured if "error" not in run]
     table = pd.DataFrame([summarize(name, measured, parameters) for name, measured in runs.items()]).fillna("")
