@@ -14,7 +14,6 @@ from accelerate.utils.memory import should_reduce_batch_size
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
-from peft_helpers.batches import tell_time
 from peft_helpers.distributed import process_state
 
 # What the command line adds to an adapter. With a new adapter they would be out of date.
@@ -47,8 +46,6 @@ def guard_training(trainer: Trainer) -> Iterator[str | None]:
         print(f"Resuming from {Path(checkpoint).name} of an interrupted run.")
     try:
         with explain_out_of_memory(trainer):
-            if checkpoint is None:
-                tell_time(trainer)
             yield checkpoint
     except BaseException:
         if main and (last := find_checkpoint(folder)):

@@ -21,7 +21,7 @@ from transformers.trainer_utils import PredictionOutput
 
 from peft_helpers.adapters import save_recipe
 from peft_helpers.arguments import OPTIONS, Arguments, TrainingOptions
-from peft_helpers.batches import LengthTrainer, count_steps, longest_first
+from peft_helpers.batches import LengthTrainer, TellTime, count_steps, longest_first
 from peft_helpers.distributed import compute_dtype
 from peft_helpers.interruptions import CHECKPOINTS_RUN_FILE, explain_out_of_memory
 from peft_helpers.metrics import compute_metrics_and_loss
@@ -109,7 +109,8 @@ def make_trainer(
     options = {"metric_for_best_model": task.metric_for_best_model, "greater_is_better": task.greater_is_better}
     if isinstance(train, IterableDataset):
         options["accelerator_config"] = {"dispatch_batches": False}  # each process reads it and takes its share
-    callbacks = [EarlyStoppingCallback(PATIENCE)] if arguments.eval_strategy != "no" else []
+    callbacks = [TellTime(validation.num_rows)]
+    callbacks += [EarlyStoppingCallback(PATIENCE)] if arguments.eval_strategy != "no" else []
     arguments, validation = replace(arguments, **options), validation.select(longest_first(validation))
     return _new_trainer(
         model, tokenizer, arguments, task, train_dataset=train, eval_dataset=validation, callbacks=callbacks

@@ -1,12 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from conftest import CHECKPOINTING
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from peft_helpers import changed_parameters, fingerprint_parameters, make_trainer
-from peft_helpers.batches import LengthSampler, batch_by_tokens, count_steps, tell_time, time_steps
+from peft_helpers import make_trainer
+from peft_helpers.batches import LengthSampler, StepTimer, batch_by_tokens, count_steps, format_seconds
 
 # Batches
 
@@ -151,22 +150,25 @@ def test_in_bfloat16_on_a_cpu_short_batches_take_eager_attention_and_long_ones_t
 # Time
 
 
-def test_the_time_told_is_that_of_the_steps_and_evaluations_and_nothing_is_learned_from_it(
-    new_trainer, monkeypatch, capsys
-):
-    trainer = new_trainer()
-    before, state = fingerprint_parameters(trainer.model), torch.get_rng_state()
-    step, evaluation = time_steps(trainer)
-    assert 0 < evaluation < step
-    assert changed_parameters(before, trainer.model) == set()
-    assert torch.equal(state, torch.get_rng_state())
-    monkeypatch.setattr("peft_helpers.batches.time_steps", lambda _: (2.0, 0.5))
-    # 2 epochs of 8 steps, 10 evaluations of 8 examples
-    tell_time(trainer)
-    tell_time(new_trainer(num_train_epochs=20))
-    tell_time(new_trainer(**CHECKPOINTING))  # whose time is another
-    told = "Training takes about 72 s here: 16 steps and 10 evaluations.\nTraining takes about 6 min here: 160 steps"
-    assert capsys.readouterr().out == f"{told} and 10 evaluations.\n"
+def test_the_time_told_is_that_of_the_steps_and_evaluations(new_trainer, monkeypatch, capsys):
+    monkeypatch.setattr(StepTimer, "seconds", lambda self: 3.0)
+    new_trainer().train()
+    # 10 evaluations of 8 examples are 20 batches of 4, and take as long as 8 steps
+    assert "Training takes about 72 s here: 16 steps and 10 evaluations." in capsys.readouterr().out
+
+
+def test_the_first_two_steps_do_not_count(monkeypatch):
+    ticks = iter([0.0, 10.0, 11.0, 12.5])
+    monkeypatch.setattr("peft_helpers.batches.time.perf_counter", lambda: next(ticks))
+    timer = StepTimer()
+    for _ in range(4):
+        timer.on_step_end(None, None, None)
+    assert timer.seconds() == 1.25
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (119, "119 s"), (120, "2 min"), (3600, "60 min")])
+def test_durations_are_told_in_seconds_or_minutes(seconds, text):
+    assert format_seconds(seconds) == text
 
 
 @pytest.mark.parametrize(

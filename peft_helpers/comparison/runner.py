@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from peft_helpers.adapters import adapter_size, describe_recipe
 from peft_helpers.analysis.report import describe_environment
 from peft_helpers.arguments import Arguments
-from peft_helpers.batches import LengthTrainer, time_steps
+from peft_helpers.batches import LengthTrainer, StepTimer
 from peft_helpers.comparison.baselines import run_baselines, score_predictions
 from peft_helpers.comparison.budget import fit_to_budget
 from peft_helpers.comparison.methods import adapt_model, find_method, learning_rate, plan_comparison
@@ -33,6 +33,7 @@ from peft_helpers.modeling import check_model, empty_model, load_model
 from peft_helpers.tokenization import set_padding, tokenize_splits
 from peft_helpers.training import CLASSIFICATION, NO_EVALUATION, predict
 
+TIMED_STEPS = 6  # of each method, before the comparison
 RELOADED = 64  # test examples that a reloaded adapter has to predict alike
 INTERVAL = 0.01  # seconds between two looks at the memory: a training step takes longer
 
@@ -104,10 +105,16 @@ def _time_method(name: str, args: Arguments, data: Prepared) -> tuple[float, flo
     """Return the seconds that a run of the method takes without its steps, and those of a step."""
     start = time.perf_counter()
     with suppress(Exception), tempfile.TemporaryDirectory() as folder:  # what fails here fails again in its run
-        model, args = _adapt(name, args, data)
+        model, args = _adapt(name, args.replace(comparison_steps=TIMED_STEPS), data)
         load = time.perf_counter() - start
-        step, evaluation = time_steps(_make_trainer(model, args, data, folder))
-        return 2 * load + evaluation * (data.tokenized["test"].num_rows + 2 * RELOADED), step
+        trainer, timer = _make_trainer(model, args, data, folder), StepTimer()
+        trainer.add_callback(timer)
+        trainer.train()
+        some = data.tokenized["test"].select(range(min(RELOADED, data.tokenized["test"].num_rows)))
+        start = time.perf_counter()
+        predict(model, data.tokenizer, some, args, disable_tqdm=True)
+        prediction = time.perf_counter() - start
+        return 2 * load + (2 + data.tokenized["test"].num_rows / some.num_rows) * prediction, timer.seconds()
     return 0.0, 0.0
 
 
