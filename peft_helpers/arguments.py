@@ -140,7 +140,7 @@ class Arguments:
             raise ValueError(
                 "Two steps are the least (max_steps, comparison_steps): the first has a learning rate of 0."
             )
-        if self.data.streaming and self.training.max_steps < 0:
+        if self.data.streaming and self.training.max_steps < 1:
             raise ValueError("streaming needs --max_steps: the end of a stream is not known before it is reached.")
 
     def replace(self, **changes) -> "Arguments":

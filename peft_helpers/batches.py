@@ -16,7 +16,7 @@ from peft_helpers.distributed import hold_in_bfloat16
 
 JITTER = 0.05  # of a length: enough that long examples too, which seldom share a length, have new neighbors each epoch
 # Tokens of a batch in evaluation, padding included: where the rate of a CPU, or of a GPU, stops rising.
-EVALUATION_TOKENS = {"cpu": 2_048, "cuda": 32_768}
+EVALUATION_TOKENS = {"cpu": 1_024, "cuda": 32_768}
 
 
 # Tokens up to which eager attention is used in bfloat16 on a CPU. There, the backward pass of the fused kernel takes 12

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import CPU_HAS_BFLOAT16
 from nbclient import NotebookClient
 
+from peft_helpers import distributed
 from peft_helpers.app.command_line import main
 
 NOTEBOOK = Path("LightweightFineTuning.ipynb")
@@ -76,7 +78,8 @@ def test_the_adapter_predicts_from_another_folder(executed, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_line_gives_the_notebooks_metrics_and_adapter(executed, tmp_path):
+def test_the_command_line_gives_the_notebooks_metrics_and_adapter(executed, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "cpu_has_bfloat16", CPU_HAS_BFLOAT16)  # as in the notebook
     notebook, adapter = executed
     folder = tmp_path / "adapter"
     assert main([*BUDGET.split(), "--output_dir", str(folder)]) == 0

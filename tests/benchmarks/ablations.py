@@ -58,10 +58,10 @@ def time_epoch(trainer: LengthTrainer, without: str) -> tuple[float, float]:
     sampler = trainer._get_train_sampler() if "length" not in without else Trainer._get_train_sampler(trainer)
     with patch.object(trainer, "_get_train_sampler", lambda *_: sampler):
         loaded = [trainer._prepare_inputs(batch) for batch in trainer.get_train_dataloader()]
-    trainer.model.train()
     seconds = []
     with patch.object(batches, "EAGER_TOKENS", 0 if without == "eager attention" else batches.EAGER_TOKENS):
         for is_training in (True, False):
+            trainer.model.train(is_training)
             start = time.perf_counter()
             for batch in loaded:
                 with torch.set_grad_enabled(is_training), trainer.accelerator.autocast():
