@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from peft_helpers.adapters import check_output_dir, describe_adapter
     from peft_helpers.analysis.adapter_checks import check_adapter
-    from peft_helpers.analysis.errors import most_confident_errors
     from peft_helpers.analysis.model_card import save_model_card
     from peft_helpers.analysis.plots import (
         plot_before_after,
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
         describe_run,
         format_comparison,
         majority_class,
+        most_confident_errors,
         report_per_class,
         save_results,
     )

@@ -35,26 +35,28 @@ def cpu_has_bfloat16() -> bool:
     """
     if not any(is_there for name, is_there in torch.cpu.get_capabilities().items() if "bf16" in name):
         return False
-    return _time_product(torch.bfloat16) < 4 * _time_product(torch.float32)
+    limit = 4 * min(_time_product(torch.float32) for _ in range(20))
+    return any(_time_product(torch.bfloat16) < limit for _ in range(20))
 
 
 def _time_product(dtype: torch.dtype) -> float:
     matrix = torch.ones(256, 256, dtype=dtype)
-    return min(timeit.repeat(lambda: matrix @ matrix, number=1, repeat=4))
+    return timeit.timeit(lambda: matrix @ matrix, number=1)
 
 
 def hold_in_bfloat16(model: PreTrainedModel) -> None:
     """Hold the frozen weights of linear layers in bfloat16, to which autocast would convert them in each pass anyway.
 
-    What is computed stays the same to the last bit, in half of the memory. Weights of LoRA, of a new head and of
-    embeddings keep their 32 bits. Outside of autocast, the layers convert what they get.
+    What is computed stays the same to the last bit (but for DoRA's norms), in half of the memory. Weights of LoRA, of a
+    new head and of embeddings keep their 32 bits. Outside of autocast, the layers convert what they get.
     """
-    adapters, embedding = set(getattr(model, "peft_config", {})), model.get_input_embeddings().weight
+    adapters = set(getattr(model, "peft_config", {}))
+    embeddings = {id(layer.weight) for layer in model.modules() if isinstance(layer, torch.nn.Embedding)}
     for name, layer in model.named_modules():
         if not isinstance(layer, torch.nn.Linear | Conv1D) or adapters & set(name.split(".")):
             continue
         is_trained = any(parameter.requires_grad for parameter in layer.parameters())
-        if not is_trained and layer.weight.dtype == torch.float32 and layer.weight is not embedding:
+        if not is_trained and layer.weight.dtype == torch.float32 and id(layer.weight) not in embeddings:
             layer.to(torch.bfloat16).register_forward_pre_hook(_convert_input)
 
 

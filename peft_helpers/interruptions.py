@@ -16,14 +16,13 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from peft_helpers.distributed import process_state
 
-# What the command line adds to an adapter. With a new adapter they would be out of date.
+# Of the command line: with a new adapter they would be out of date.
 RESULTS_FILE, FIGURES = "results.json", ("before_after.png", "training.png", "confusions.png")
 # The recipe of the checkpoints: an adapter that is still in the folder may be of another one, and keeps its own.
 CHECKPOINTS_RUN_FILE = "run_config_of_checkpoints.json"
 _LESS_MEMORY = (
-    "Take less and run again: a smaller --per_device_train_batch_size with more --gradient_accumulation_steps (as many "
-    "examples for each update as before), a smaller --per_device_eval_batch_size, --activation_checkpointing (computes "
-    "activations twice instead of keeping them), --load_in_4bit (QLoRA), or fewer tokens with --max_length."
+    "Take less, run again: a smaller --per_device_train_batch_size with more --gradient_accumulation_steps, a smaller "
+    "--per_device_eval_batch_size, --activation_checkpointing, --load_in_4bit (QLoRA), or a smaller --max_length."
 )
 
 
@@ -34,9 +33,6 @@ def guard_training(trainer: Trainer) -> Iterator[str | None]:
     A run that was killed or ended in an error goes on from its last checkpoint in ``output_dir``. Ctrl-C ends training
     after the step, with the best model so far. Running out of memory becomes a message with what to change. The
     checkpoints are removed when training has ended, and kept when it was interrupted.
-
-    Raises:
-        MemoryError: memory ran out; see `explain_out_of_memory`.
     """
     folder, main = Path(trainer.args.output_dir), process_state().is_main_process
     interrupt = StopAtInterrupt()

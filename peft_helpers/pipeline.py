@@ -81,7 +81,7 @@ def run(
         reloaded_model, reloaded_tokenizer = load_adapter(args.training.output_dir, task, label_names)
         test = task.tokenize(DatasetDict(test=dataset["test"]), reloaded_tokenizer)["test"]
         reloaded = predict(reloaded_model, reloaded_tokenizer, test, args, task)
-        assert_same_predictions(tuned, reloaded)
+        assert_same_predictions(tuned, reloaded, args.training.dtype)
     trainable, total = peft_model.get_nb_trainable_parameters()
     return RunResult(args, label_names, untuned, reloaded, trainer.state.log_history, trainable, total, seconds)
 
@@ -101,7 +101,8 @@ def load_recipe(adapter_dir: str | Path) -> Arguments:
     """
     path = Path(adapter_dir, RUN_FILE)
     try:
-        return make_arguments(**json.loads(path.read_text(encoding="utf-8")), output_dir=str(adapter_dir))
+        options = {**json.loads(path.read_text(encoding="utf-8")), "bf16": None}  # another processor may lack it
+        return make_arguments(**options, output_dir=str(adapter_dir))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
             f"Expected the options of a run in {path} ({error}). Name a folder that a run has saved, or copy the whole "

@@ -64,10 +64,16 @@ class TrainingArguments(TrainingOptions, transformers.TrainingArguments):
 
     def __post_init__(self) -> None:
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # else processes do not know of each other
-        self.bf16 = compute_dtype() == torch.bfloat16 if self.bf16 is None else self.bf16
-        self.fp16 = compute_dtype() == torch.float16 if self.fp16 is None else self.fp16
+        if self.bf16 is None and self.fp16 is None:
+            self.bf16, self.fp16 = (compute_dtype() == dtype for dtype in (torch.bfloat16, torch.float16))
+        self.bf16, self.fp16 = bool(self.bf16), bool(self.fp16)
         self.dataloader_pin_memory = torch.cuda.is_available()
         transformers.TrainingArguments.__post_init__(self)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that large products are computed in."""
+        return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else torch.float32
 
     @property
     def n_gpu(self) -> int:

@@ -34,6 +34,7 @@ from peft_helpers import distributed
 from peft_helpers.adapters import save_recipe
 from peft_helpers.modeling import load_model
 
+SLOW_FIXTURES = {"executed", "runs", "shared", "browser", "trained", "finished"}
 # What is asserted to the last bit is asserted of float32; tests of bfloat16 turn it on, on any processor.
 CPU_HAS_BFLOAT16, distributed.cpu_has_bfloat16 = distributed.cpu_has_bfloat16, lambda: False
 
@@ -56,8 +57,11 @@ def pytest_configure(config):
         coverage.options.no_cov = True  # a part of the tests cannot reach what the whole suite has to
 
 
+@pytest.hookimpl(tryfirst=True)  # before they are chosen by their marks
 def pytest_collection_modifyitems(items):
     for item in items:
+        if SLOW_FIXTURES & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
         for marker in item.iter_markers("reliability"):
             item.user_properties.append(("reliability", marker.args[0]))
 

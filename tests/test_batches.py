@@ -158,10 +158,11 @@ def test_the_time_told_is_that_of_the_steps_and_evaluations(new_trainer, monkeyp
 
 
 def test_the_first_two_steps_do_not_count(monkeypatch):
-    ticks = iter([0.0, 10.0, 11.0, 12.5])
+    ticks = iter([0.0, 10.0, 20.0, 30.0, 40.0, 41.0, 50.0, 51.5])
     monkeypatch.setattr("peft_helpers.batches.time.perf_counter", lambda: next(ticks))
     timer = StepTimer()
     for _ in range(4):
+        timer.on_step_begin(None, None, None)
         timer.on_step_end(None, None, None)
     assert timer.seconds() == 1.25
 

@@ -94,7 +94,7 @@ def test_the_command_line_gives_the_notebooks_metrics_and_adapter(executed, tmp_
         assert (folder / name).read_bytes() == (adapter / name).read_bytes()
 
 
-@pytest.mark.parametrize("which", ["committed", "executed"])
+@pytest.mark.parametrize("which", ["committed", pytest.param("executed", marks=pytest.mark.slow)])
 def test_outputs_are_clean(which, request):
     found = request.getfixturevalue(which)
     notebook = found if which == "committed" else found[0]

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict
+from scipy.special import softmax
 from sklearn.metrics import classification_report
 from transformers import EvalPrediction
 
@@ -96,6 +97,23 @@ def compare_per_class(untuned: EvalPrediction, tuned: EvalPrediction, label_name
     """Return `report_per_class` of both models, side by side."""
     reports = [report_per_class(output, label_names) for output in (untuned, tuned)]
     return pd.concat(reports, axis=1, keys=["untuned", "tuned"])
+
+
+def most_confident_errors(output: EvalPrediction, test: Dataset, label_names: list[str], top: int = 5) -> pd.DataFrame:
+    """Return the wrong predictions of `predict` on ``test``, the most confident first, with the text cut short.
+
+    Raises:
+        ValueError: ``output`` is not of the examples of ``test``.
+    """
+    check_same_examples(output.label_ids, test["label"][:])
+    probabilities, names = softmax(output.predictions, axis=-1), np.array(label_names)
+    table = pd.DataFrame({
+        "text": [text if len(text) <= 300 else text[:300] + "…" for text in test["text"]],
+        "true label": names[output.label_ids],
+        "predicted": names[predicted_labels(output)],
+        "probability": probabilities.max(axis=-1),
+    }).rename_axis("test example")  # fmt: skip
+    return table[table["true label"] != table["predicted"]].nlargest(top, "probability")
 
 
 def describe_evaluation(output: EvalPrediction) -> str:

@@ -23,11 +23,10 @@ def fit_to_budget(runs: Runs, args: Arguments, seconds: dict[str, tuple[float, f
         if total(steps) > budget:
             fitting = [run for run in fitting if run[1] != seed]
             left_out.append(f"seed {seed}")
-    if total(steps) > budget and steps > FEWEST_STEPS:
-        affordable = (budget - total(0)) / (total(1) - total(0))
-        fewer = max(FEWEST_STEPS, int(affordable) // 10 * 10)
-        left_out.append(f"{steps - fewer} of {steps} steps")
-        steps = fewer
+    while total(steps) > budget and steps > FEWEST_STEPS:  # by halves: the next time it should be as many again
+        steps = max(FEWEST_STEPS, steps // 2)
+    if steps < (asked := args.comparison.comparison_steps):
+        left_out.append(f"{asked - steps} of {asked} steps")
     for run in sorted(fitting, key=lambda run: -seconds[run[0]][1])[:-1]:
         if total(steps) > budget:
             fitting.remove(run)

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from peft_helpers.adapters import adapter_size, describe_recipe
 from peft_helpers.analysis.report import describe_environment
 from peft_helpers.arguments import Arguments
-from peft_helpers.batches import LengthTrainer, StepTimer
+from peft_helpers.batches import EVALUATION_SHARE, LengthTrainer, StepTimer
 from peft_helpers.comparison.baselines import run_baselines, score_predictions
 from peft_helpers.comparison.budget import fit_to_budget
 from peft_helpers.comparison.methods import adapt_model, find_method, learning_rate, plan_comparison
@@ -77,7 +77,7 @@ def compare_methods(dataset: DatasetDict, args: Arguments) -> tuple[list[dict], 
 
 
 def _fingerprint(name: str, args: Arguments, data: Prepared) -> str:
-    recipe = describe_recipe(args) | {"learning_rate": learning_rate(name, args), "bf16": args.training.bf16}
+    recipe = describe_recipe(args) | {"learning_rate": learning_rate(name, args)}
     examples = [data.tokenized[split][column][:] for split in ("train", "test") for column in ("labels", "length")]
     environment, steps = describe_environment().to_dict(), args.comparison.comparison_steps
     settings = [name, recipe, steps, data.label_names, environment, examples]
@@ -110,11 +110,8 @@ def _time_method(name: str, args: Arguments, data: Prepared) -> tuple[float, flo
         trainer, timer = _make_trainer(model, args, data, folder), StepTimer()
         trainer.add_callback(timer)
         trainer.train()
-        some = data.tokenized["test"].select(range(min(RELOADED, data.tokenized["test"].num_rows)))
-        start = time.perf_counter()
-        predict(model, data.tokenizer, some, args, disable_tqdm=True)
-        prediction = time.perf_counter() - start
-        return 2 * load + (2 + data.tokenized["test"].num_rows / some.num_rows) * prediction, timer.seconds()
+        batches = (data.tokenized["test"].num_rows + 2 * RELOADED) / args.training.train_batch_size
+        return 2 * load + EVALUATION_SHARE * batches * timer.seconds(), timer.seconds()
     return 0.0, 0.0
 
 
@@ -168,7 +165,7 @@ def _check_reload(model: PeftModel, args: Arguments, data: Prepared) -> float:
         model.save_pretrained(folder)
         reloaded = PeftModel.from_pretrained(base, folder)
         outputs = [predict(each, data.tokenizer, some, args, disable_tqdm=True) for each in (model, reloaded)]
-        assert_same_predictions(*outputs)
+        assert_same_predictions(*outputs, args.training.dtype)
         return adapter_size(folder)
 
 
@@ -176,7 +173,9 @@ def _check_reload(model: PeftModel, args: Arguments, data: Prepared) -> float:
 def watch_memory() -> Iterator[list[int]]:
     """Collect the bytes in use, from before on: on CUDA the peak since then, elsewhere the resident memory."""
     gc.collect()
-    with suppress(OSError):  # glibc only: what earlier work has freed is resident still, and would be used again
+    with suppress(
+        OSError, AttributeError
+    ):  # glibc only: what earlier work has freed is resident still, and would be used again
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

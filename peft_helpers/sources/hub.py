@@ -1,5 +1,7 @@
 """Whether a model and a data set are available: from the local Hugging Face cache or from the Hub."""
 
+import re
+
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff, httpx
@@ -61,8 +63,9 @@ def _offline_cause(error: Exception) -> str | None:
     """Return why no connection can be made, or None."""
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set"
-    # A certificate that is refused has no such number: somebody is there.
-    return str(error) if isinstance(error, httpx.ConnectError) and "[Errno" in str(error) else None
+    # Where a certificate is refused, or a connection reset (104), somebody is there.
+    is_offline = isinstance(error, httpx.ConnectError) and re.search(r"\[(Errno (?!104\b)|WinError)", str(error))
+    return str(error) if is_offline else None
 
 
 def _explain(error: Exception, kind: str, name: str, instead: str) -> ConnectionError:

@@ -12,8 +12,8 @@ SECONDS = {"head-only": (1.0, 0.1), "lora-r8": (1.0, 0.2), "full": (1.0, 0.4)}  
         (2, RUNS, 100, ["5 to run, 100 steps each: about 115 s here."]),
         # A seed takes 21 s.
         (1.6, [run for run in RUNS if run[1] < 3], 100, ["4 to run, 100 steps each: about 94 s here.", "seed 3."]),
-        # The first seeds take 3 s and 0.7 s a step: 63 s leave 85 steps, of which 80 are taken.
-        (1.05, [run for run in RUNS if run[1] == 1], 80, ["about 59 s", "seed 3, seed 2, 20 of 100 steps."]),
+        # The first seeds take 3 s and 0.7 s a step.
+        (1.05, [run for run in RUNS if run[1] == 1], 50, ["about 38 s", "seed 3, seed 2, 50 of 100 steps."]),
         # 20 steps take 3 s with the head alone, 5 s with LoRA and 9 s with all of it.
         (0.14, [("head-only", 1), ("lora-r8", 1)], 20, ["about 8 s", "80 of 100 steps, full."]),
         (0.01, [("head-only", 1)], 20, ["1 to run, 20 steps each", "80 of 100 steps, full, lora-r8."]),

@@ -137,6 +137,7 @@ def test_the_same_run_gives_the_same_result(short, tokenized, tokenizer):
 
 
 @pytest.mark.reliability("fault")
+@pytest.mark.slow
 def test_an_interrupted_comparison_goes_on_where_it_stopped(run, calls, capsys):
     calls.failing = {"ia3": KeyboardInterrupt()}
     with pytest.raises(KeyboardInterrupt):
@@ -147,6 +148,7 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(run, calls, capsys):
     assert capsys.readouterr().out.count(f"(from {run.file})") == 1
 
 
+@pytest.mark.slow
 def test_other_settings_are_run_again(run, calls, short):
     run(("head-only", 0))
     run(("head-only", 0))

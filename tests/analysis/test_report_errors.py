@@ -3,7 +3,7 @@ import pytest
 from datasets import Dataset
 from transformers import EvalPrediction
 
-from peft_helpers.analysis.errors import most_confident_errors
+from peft_helpers.analysis.report import most_confident_errors
 
 NAMES = ["bad", "good"]
 
