@@ -134,6 +134,7 @@ def test_each_epoch_has_an_order_of_its_own_that_follows_from_the_seed(new_train
     assert sorted(orders[0][0]) == list(range(32))
 
 
+@pytest.mark.slow
 def test_in_bfloat16_on_a_cpu_short_batches_take_eager_attention_and_long_ones_the_fused_kernel(
     new_trainer, monkeypatch
 ):
@@ -150,6 +151,7 @@ def test_in_bfloat16_on_a_cpu_short_batches_take_eager_attention_and_long_ones_t
 # Time
 
 
+@pytest.mark.slow
 def test_the_time_told_is_that_of_the_steps_and_evaluations(new_trainer, monkeypatch, capsys):
     monkeypatch.setattr(StepTimer, "seconds", lambda self: 3.0)
     new_trainer().train()

@@ -187,6 +187,7 @@ def test_compare_shows_the_methods_and_keeps_table_and_figure(options, run, tmp_
     assert "head-only" in pd.read_csv(tmp_path / "methods" / "methods.csv")["method"].tolist()
 
 
+@pytest.mark.slow
 def test_a_method_that_fails_gives_an_exit_status_of_1(options, run, tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("no such luck")

@@ -158,6 +158,7 @@ def test_other_settings_are_run_again(run, calls, short):
     assert calls == ["head-only"] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.reliability("fault")
 def test_a_failing_method_is_recorded_and_the_rest_goes_on(run, calls, capsys):
     calls.failing = {"ia3": RuntimeError("not enough memory")}
@@ -168,6 +169,7 @@ def test_a_failing_method_is_recorded_and_the_rest_goes_on(run, calls, capsys):
     assert run(("ia3", 0))[0]["error"] is None  # a failure is tried again
 
 
+@pytest.mark.slow
 def test_other_labels_are_run_again(run, calls, dataset):
     run(("head-only", 0))
     dataset["train"] = dataset["train"].map(lambda row: {"label": 1 - row["label"]})
@@ -175,6 +177,7 @@ def test_other_labels_are_run_again(run, calls, dataset):
     assert calls == ["head-only"] * 2
 
 
+@pytest.mark.slow
 def test_another_learning_rate_of_a_method_is_run_again(run, calls, monkeypatch):
     run(("head-only", 0))
     monkeypatch.setitem(METHODS, "head-only", replace(METHODS["head-only"], learning_rate_factor=4))

@@ -7,6 +7,8 @@ from peft_helpers import load_bbc_news
 from peft_helpers.sources import bbc_news
 from peft_helpers.sources.bbc_news import load_bbc_topic
 
+pytestmark = pytest.mark.slow  # each reads and weighs 2,225 articles
+
 
 @pytest.fixture(scope="module")
 def splits():

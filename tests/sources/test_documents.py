@@ -109,6 +109,7 @@ def test_texts_that_cannot_be_used_are_named(name, content, message, args, tmp_p
         load_documents(args.replace(dataset_name=str(file)))
 
 
+@pytest.mark.slow
 @pytest.mark.reliability("bad input")
 def test_an_unknown_topic_is_answered_with_the_topics(args):
     with pytest.raises(ValueError, match="'weather'; the topics of bbc-news are business, entertainment, politics"):
