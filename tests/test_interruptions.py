@@ -245,7 +245,7 @@ WINDOWS = (
     "[enforce fail at alloc_cpu.cpp:1] data. DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."
 )
 SETTINGS = (
-    r"a smaller --per_device_train_batch_size with more --gradient_accumulation_steps .*--activation_checkpointing"
+    r"a smaller --per_device_train_batch_size with more --gradient_accumulation_steps, .*--activation_checkpointing"
 )
 
 

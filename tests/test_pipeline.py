@@ -91,7 +91,7 @@ def test_a_run_in_bfloat16_reloads_within_its_rounding(small, dataset, monkeypat
     """By the CPU's autocast, which stands in for a GPU's."""
     in_float32 = run(dataset, small).untuned
     monkeypatch.setattr("peft_helpers.distributed.cpu_has_bfloat16", lambda: True)
-    in_bfloat16 = run(dataset, small.replace(bf16=None, fp16=None)).untuned
+    in_bfloat16 = run(dataset, small.replace(bf16=None, fp16=None, overwrite_output_dir=True)).untuned
     difference = assert_same_predictions(in_float32, in_bfloat16, torch.bfloat16)
     assert difference > rounding_bound(torch.float32) * abs(in_float32.predictions).max()
 
