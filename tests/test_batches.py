@@ -4,7 +4,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from peft_helpers import make_trainer
+from peft_helpers import make_trainer, predict
 from peft_helpers.batches import LengthSampler, StepTimer, batch_by_tokens, count_steps, format_seconds
 
 # Batches
@@ -146,6 +146,17 @@ def test_in_bfloat16_on_a_cpu_short_batches_take_eager_attention_and_long_ones_t
     monkeypatch.setattr("peft_helpers.batches.EAGER_TOKENS", 8)
     trainer.train()
     assert taken == {(True, "eager"), (False, "sdpa")}
+
+
+@pytest.mark.slow
+def test_a_model_gets_its_own_attention_back_for_long_batches_of_the_next_trainer(new_trainer, args, monkeypatch):
+    trainer = new_trainer(bf16=True, num_train_epochs=1)
+    model = trainer.model
+    predict(model, trainer.processing_class, trainer.eval_dataset, args.replace(bf16=True))
+    assert model.config._attn_implementation == "eager"
+    monkeypatch.setattr("peft_helpers.batches.EAGER_TOKENS", 0)
+    predict(model, trainer.processing_class, trainer.eval_dataset, args.replace(bf16=True))
+    assert model.config._attn_implementation == "sdpa"
 
 
 # Time

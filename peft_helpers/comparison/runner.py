@@ -173,9 +173,8 @@ def _check_reload(model: PeftModel, args: Arguments, data: Prepared) -> float:
 def watch_memory() -> Iterator[list[int]]:
     """Collect the bytes in use, from before on: on CUDA the peak since then, elsewhere the resident memory."""
     gc.collect()
-    with suppress(
-        OSError, AttributeError
-    ):  # glibc only: what earlier work has freed is resident still, and would be used again
+    # What earlier work has freed is resident still, and would be used again. Other libraries than glibc lack this.
+    with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
