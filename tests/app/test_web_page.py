@@ -98,7 +98,7 @@ def test_a_text_that_cannot_be_read_is_answered(text, message, peft_model, token
 @pytest.mark.reliability("fault")
 def test_without_gradio_the_command_that_installs_it_is_named(adapter_dir, monkeypatch):
     monkeypatch.setattr(web_page, "gradio", None)
-    with pytest.raises(ImportError, match=r"python -m pip install -r \S+serve_requirements\.txt"):
+    with pytest.raises(ImportError, match=r"python -m pip install -r \S+optional_requirements\.txt"):
         open_page(adapter_dir)
 
 
