@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         plot_class_balance,
         plot_confusions,
         plot_methods,
+        plot_search,
         plot_token_lengths,
         plot_training,
     )
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from peft_helpers.app.profiles import check_run, parse_arguments
     from peft_helpers.arguments import BBC_NEWS, Arguments
     from peft_helpers.comparison.runner import compare_methods, plan_comparison
+    from peft_helpers.comparison.search import check_search, search_hyperparameters
     from peft_helpers.comparison.tables import compare_methods_to, format_methods, summarize_methods
     from peft_helpers.data import prepare_splits
     from peft_helpers.distributed import quantization_problem

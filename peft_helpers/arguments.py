@@ -101,6 +101,7 @@ class ComparisonArguments:
     comparison_steps: int = _option(200, "optimizer steps that each method is trained for")
     comparison_seeds: int = _option(3, "seeds for each of LoRA, DoRA and IA3; the other methods take one")
     comparison_minutes: float = _option(5.0, "time for all of them: seeds, then steps, then methods are left out")
+    search_trials: int = _option(20, "trials of a hyperparameter search, those of earlier runs of it included")
     comparison_file: str = _option("method_comparison.jsonl", "keeps the results: a comparison goes on from it")
 
 

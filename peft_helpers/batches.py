@@ -80,22 +80,35 @@ class LengthTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        # It has no other name: https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/configuration_utils.py
-        self.asked_attention = self.model.config._attn_implementation  # maybe what another Trainer has asked for
-        self.model.own_attention = self.attention = getattr(self.model, "own_attention", self.asked_attention)
-        if self.args.bf16:
-            hold_in_bfloat16(self.model)
+        self._set_up(self.model)
         # GPT-2's classifier ignores num_items_in_batch, and nobody would divide its loss by gradient_accumulation_steps
         # (transformers issue 47688). Its language model divides by it, but the Trainer counts the first token of each
         # row, which is not predicted (transformers pull request 46204 leaves out GPT2LMHeadModel).
         self.model_accepts_loss_kwargs = False
+
+    def _set_up(self, model: PreTrainedModel) -> PreTrainedModel:
+        # It has no other name: https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/configuration_utils.py
+        self.asked_attention = model.config._attn_implementation  # maybe what another Trainer has asked for
+        model.own_attention = self.attention = getattr(model, "own_attention", self.asked_attention)
+        if self.args.bf16:
+            hold_in_bfloat16(model)
+        return model
+
+    def call_model_init(self, trial=None) -> PreTrainedModel:
+        """Return the new model of a trial of `hyperparameter_search`, set up as the first one was."""
+        return self._set_up(super().call_model_init(trial))
+
+    def _report_to_hp_search(self, trial, step: int, metrics: dict[str, float]) -> None:
+        # In tenths of the run: Optuna compares trials at equal steps, and batch size and epochs change how many it has.
+        # https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/trainer.py, _report_to_hp_search
+        super()._report_to_hp_search(trial, 10 * step // self.state.max_steps, metrics)
 
     def train(self, *args, **kwargs) -> TrainOutput:
         """Train as `Trainer.train` does, on the gradients of all processes, even a model that was evaluated before."""
         # Accelerate marks a model that it has prepared for evaluation and does not prepare it for training then: each
         # process would follow its own gradients, unnoticed.
         # https://github.com/huggingface/accelerate/blob/v1.15.0/src/accelerate/accelerator.py, prepare_model
-        for module in self.model.modules():
+        for module in self.model.modules() if self.model is not None else ():  # a trial leaves none behind
             vars(module).pop("_is_accelerate_prepared", None)
         return super().train(*args, **kwargs)
 

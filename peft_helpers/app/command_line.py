@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shlex
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
@@ -13,7 +14,7 @@ from tqdm import trange
 import peft_helpers as helpers  # loads what is used: help and errors do not wait for the large libraries
 
 PROGRAM = "python -m peft_helpers"
-TRAINING_COMMANDS = ("train", "compare", "language-model")  # take every option of `Arguments`
+TRAINING_COMMANDS = ("train", "compare", "search", "language-model")  # take every option of `Arguments`
 CHUNK = 64  # texts that predict classifies before it writes their lines
 
 
@@ -58,7 +59,7 @@ def _make_parser() -> _Parser:
         epilog="COMMAND --help shows its options; without a command, it is train. --traceback: where an error arose.",
     )
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND", required=True)
-    for run in (train, compare, language_model, evaluate, predict, serve, check, package):
+    for run in (train, compare, search, language_model, evaluate, predict, serve, check, package):
         name, text = run.__name__.replace("_", "-"), run.__doc__
         command = commands.add_parser(name, help=text, description=text, add_help=name not in TRAINING_COMMANDS)
         command.set_defaults(run=run)
@@ -153,6 +154,22 @@ def compare(options: Namespace) -> int:
     print(f"\n{len(references):,} test examples\n{helpers.format_methods(summary).to_string()}")
     print(f"The table and the figure are in {folder}: methods.csv, methods.png.")
     return int(any(row["error"] for row in results))
+
+
+def search(options: Namespace) -> None:
+    """Search hyperparameters on the validation examples with Optuna; search.csv and search.png go to --output_dir."""
+    args = _parse_arguments(options, output_dir="hyperparameter_search")
+    helpers.check_search(args)
+    splits = helpers.load_splits(args)
+    del splits["test"]  # nothing can be chosen on it
+    table, best = helpers.search_hyperparameters(splits, args)
+    folder = Path(args.training.output_dir)
+    table.to_csv(folder / "search.csv")
+    helpers.plot_search(table).savefig(folder / "search.png", dpi=150)
+    print(f"\n{table.to_string()}\nThe table and the figure are in {folder}: search.csv, search.png.")
+    best = {**best, "output_dir": folder / "adapter"}
+    words = [word for name, value in best.items() for word in (f"--{name}", str(value))]
+    print(f"To train with the best: {shlex.join([*PROGRAM.split(), 'train', *options.words, *words])}")
 
 
 def evaluate(options: Namespace) -> None:

@@ -2,6 +2,7 @@ import contextlib
 import io
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -185,6 +186,29 @@ def test_compare_shows_the_methods_and_keeps_table_and_figure(options, run, tmp_
     names = sorted(path.name for path in (tmp_path / "methods").iterdir())
     assert names == ["method_comparison.jsonl", "methods.csv", "methods.png"]
     assert "head-only" in pd.read_csv(tmp_path / "methods" / "methods.csv")["method"].tolist()
+
+
+@pytest.mark.slow
+def test_search_leaves_table_and_figure_and_the_words_that_train_the_best(options, run, tmp_path, monkeypatch):
+    found, trained = [], []
+    real = helpers.search_hyperparameters
+    monkeypatch.setattr(helpers, "search_hyperparameters", lambda *of: found.append((of, real(*of))) or found[-1][1],
+                        raising=False)  # fmt: skip
+    folder = tmp_path / "a search"
+    status, output, _ = run("search", *options, "--search_trials", "2", "--output_dir", folder)
+    assert status == 0
+    ((splits, _), (table, best)) = found[0]
+    assert set(splits) == {"train", "validation"}  # nothing can be chosen on the test examples
+    assert pd.read_csv(folder / "search.csv")["f1"].tolist() == table["f1"].tolist()
+    assert sorted(path.name for path in folder.iterdir()) == ["search.csv", "search.png", "trials.jsonl"]
+    _, command = output.splitlines()[-1].split(": ", 1)
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "peft_helpers"]
+    monkeypatch.setattr("peft_helpers.pipeline.run", lambda dataset, args: trained.append(args))
+    monkeypatch.setattr("peft_helpers.training.TrainingArguments.should_save", False)
+    assert run(*words[3:])[0] == 0
+    assert best.items() <= trained[0].describe().items()
+    assert trained[0].training.output_dir == str(folder / "adapter")
 
 
 @pytest.mark.slow
