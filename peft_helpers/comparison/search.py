@@ -44,6 +44,7 @@ def search_hyperparameters(dataset: DatasetDict, args: Arguments) -> tuple[pd.Da
     ``dataset`` has train and validation. The first trial has the options of ``args``, the others are around these. Its
     ``f1`` is the best macro F1 on validation in its course, for which `make_trainer` would keep the checkpoint; a trial
     that falls below the median is ``pruned``. Earlier trials count if options, data, versions and device are the same.
+    `run` has evaluated the untuned model before it draws LoRA's weights: with the same seed, these are other ones.
 
     Raises:
         ValueError: there are no validation examples; see also `check_search`.

@@ -89,6 +89,7 @@ class Interrupt(TrainerCallback):
 @pytest.mark.reliability("fault")
 def test_an_interrupted_search_goes_on_and_ends_as_one_that_was_not(small, splits, tmp_path, monkeypatch, capsys):
     whole, _ = search_hyperparameters(splits, small)
+    assert whole["learning_rate"].is_unique
     args, make_trainer = small.replace(output_dir=str(tmp_path / "interrupted")), search._make_trainer
 
     def make_interrupted(*args):
@@ -123,16 +124,16 @@ def test_a_trial_that_falls_behind_is_pruned_whatever_its_batch_size(small, spli
     """Evaluations are compared at equal shares of the run: at equal steps, those of other batches never meet."""
 
     def choose(trial, args):
-        rows, rate = 2 + trial.number, 8e-3 if trial.number < 5 else 1e-9
+        rows, rate = (11, 8e-3) if trial.number < 5 else (1, 1e-9)  # evaluations at steps 2 to 12, and from 13 on
         trial.suggest_int("per_device_train_batch_size", rows, rows)
         trial.suggest_float("learning_rate", rate, rate)
         return trial.params
 
     monkeypatch.setattr(search, "suggest", choose)
     monkeypatch.setattr(optuna.Study, "enqueue_trial", lambda *_: None)
-    table, best = search_hyperparameters(splits, small.replace(search_trials=6))
+    table, best = search_hyperparameters(splits, small.replace(search_trials=6, num_train_epochs=4.0))
     assert table["pruned"].tolist() == [False] * 5 + [True]
-    assert table["per_device_train_batch_size"].tolist() == [2, 3, 4, 5, 6, 7]
+    assert table["per_device_train_batch_size"].tolist() == [11] * 5 + [1]
     assert best["learning_rate"] == 8e-3
 
 
