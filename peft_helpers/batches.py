@@ -85,6 +85,7 @@ class LengthTrainer(Trainer):
         self.model.own_attention = self.attention = getattr(self.model, "own_attention", self.asked_attention)
         if self.args.bf16:
             hold_in_bfloat16(self.model)
+        self.is_causal = {layer.is_causal for layer in self.model.modules() if hasattr(layer, "is_causal")} == {True}
         # GPT-2's classifier ignores num_items_in_batch, and nobody would divide its loss by gradient_accumulation_steps
         # (transformers issue 47688). Its language model divides by it, but the Trainer counts the first token of each
         # row, which is not predicted (transformers pull request 46204 leaves out GPT2LMHeadModel).
@@ -101,6 +102,8 @@ class LengthTrainer(Trainer):
 
     def compute_loss(self, model: PreTrainedModel, inputs: dict, *args, **kwargs) -> torch.Tensor:
         """Return the loss, in training and evaluation; in bfloat16 on a CPU by the attention that suits the length."""
+        if self.is_causal:  # padding is on the right, where no token looks: without a mask, SDPA takes a flash kernel
+            inputs = {name: value for name, value in inputs.items() if name != "attention_mask"}
         if self.args.bf16 and self.args.use_cpu:
             attention = "eager" if inputs["input_ids"].shape[1] <= EAGER_TOKENS else self.attention
             if attention != self.asked_attention:  # some models keep another
