@@ -92,6 +92,7 @@ class LengthTrainer(Trainer):
         model.own_attention = self.attention = getattr(model, "own_attention", self.asked_attention)
         if self.args.bf16:
             hold_in_bfloat16(model)
+        self.is_causal = {layer.is_causal for layer in model.modules() if hasattr(layer, "is_causal")} == {True}
         return model
 
     def call_model_init(self, trial=None) -> PreTrainedModel:
@@ -114,6 +115,8 @@ class LengthTrainer(Trainer):
 
     def compute_loss(self, model: PreTrainedModel, inputs: dict, *args, **kwargs) -> torch.Tensor:
         """Return the loss, in training and evaluation; in bfloat16 on a CPU by the attention that suits the length."""
+        if self.is_causal:  # padding is on the right, where no token looks: without a mask, SDPA takes a flash kernel
+            inputs = {name: value for name, value in inputs.items() if name != "attention_mask"}
         if self.args.bf16 and self.args.use_cpu:
             attention = "eager" if inputs["input_ids"].shape[1] <= EAGER_TOKENS else self.attention
             if attention != self.asked_attention:  # some models keep another

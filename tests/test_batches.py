@@ -2,10 +2,18 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import AutoModelForSequenceClassification, DistilBertConfig, TrainerCallback
 
 from peft_helpers import make_trainer, predict
-from peft_helpers.batches import LengthSampler, StepTimer, batch_by_tokens, count_steps, format_seconds
+from peft_helpers.batches import (
+    LengthSampler,
+    LengthTrainer,
+    StepTimer,
+    batch_by_tokens,
+    count_steps,
+    format_seconds,
+)
+from peft_helpers.training import NO_EVALUATION
 
 # Batches
 
@@ -132,6 +140,26 @@ def test_each_epoch_has_an_order_of_its_own_that_follows_from_the_seed(new_train
     assert orders[0] == orders[1]
     assert orders[0][0] != orders[0][1]
     assert sorted(orders[0][0]) == list(range(32))
+
+
+def test_a_causal_model_needs_no_attention_mask(new_trainer):
+    trainer, masks = new_trainer(), []
+    batch = next(batch for batch in trainer.get_eval_dataloader() if not batch["attention_mask"].all())
+    trainer.model.register_forward_pre_hook(
+        lambda module, args, kwargs: masks.append(kwargs.get("attention_mask")), with_kwargs=True
+    )
+    _, without = trainer.compute_loss(trainer.model.eval(), batch, return_outputs=True)
+    with_mask = trainer.model(**batch)
+    assert masks[0] is None
+    assert masks[1] is not None
+    assert torch.allclose(without["logits"], with_mask.logits, atol=1e-5)
+
+
+def test_a_model_that_looks_both_ways_keeps_its_attention_mask(args, tokenizer):
+    config = DistilBertConfig(vocab_size=len(tokenizer), dim=8, n_layers=1, n_heads=2, hidden_dim=8)
+    training = args.replace(**NO_EVALUATION).training
+    trainer = LengthTrainer(AutoModelForSequenceClassification.from_config(config), training)
+    assert not trainer.is_causal
 
 
 @pytest.mark.slow

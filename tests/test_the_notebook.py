@@ -57,7 +57,7 @@ def test_every_cell_runs_and_the_asserts_hold(executed):
     assert "logits of the model in memory and of the reloaded one: 0.0" in text
     assert re.search(r"LoRA, reloaded +\d+\.\d", text)  # perplexity
     assert re.search(r"[1-9]\d* of \d+ trainable tensors changed\n0 of \d+ frozen tensors changed", text)
-    assert re.search(r"Complete so far: (\d+) of \1 requirements .*\nNext: save this notebook, then run ", text)
+    assert re.search(r"untuned, .* with the loaded adapter.\nNext: save this notebook, then run `python -m ", text)
 
 
 def test_the_run_leaves_an_adapter_that_is_complete_and_small(executed):

@@ -84,7 +84,6 @@ def _add_options(*commands: ArgumentParser) -> None:
         command.add_argument("notebook", type=_existing, nargs="?", default="LightweightFineTuning.ipynb")
         command.add_argument("adapter_dir", nargs="?", default="lora_adapter")
     packing.add_argument("--zip_path", type=Path, help="zip to write (default: beside the notebook and by its name)")
-    packing.add_argument("--allow_incomplete", action="store_true", help="write it even if something is missing")
 
 
 def _existing(name: str) -> Path:
@@ -206,7 +205,7 @@ def check(options: Namespace) -> int:
 
 def package(options: Namespace) -> None:
     """Check notebook and adapter and pack them into a zip beside the notebook."""
-    path = helpers.package_submission(options.notebook, options.adapter_dir, options.zip_path, options.allow_incomplete)
+    path = helpers.package_submission(options.notebook, options.adapter_dir, options.zip_path)
     checklist = helpers.check_submission(options.notebook, options.adapter_dir)
     print(f"{checklist}\n\n{path} has {', '.join(ZipFile(path).namelist())}")
 

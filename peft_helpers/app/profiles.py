@@ -130,7 +130,7 @@ def _suitable_settings(model_name_or_path: str, dataset_name: str, streaming: bo
     if dataset_name in SETTINGS["cpu"]:
         import torch  # takes seconds, and few runs depend on it
 
-        settings |= {} if torch.accelerator.is_available() else SETTINGS["cpu"][dataset_name]
+        settings |= SETTINGS["gpu" if torch.accelerator.is_available() else "cpu"].get(dataset_name, {})
     return settings | ({"max_train_samples": None} if streaming else {})
 
 

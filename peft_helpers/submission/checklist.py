@@ -1,16 +1,20 @@
-"""The reviewer's list for a notebook and its adapter: what is found, what is missing, what could not be told."""
+"""The reviewer's list for a notebook and its adapter: what is found, missing or could not be told; both in a zip."""
 
 import json
 import sys
 from collections import namedtuple
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from zipfile import ZIP_DEFLATED, ZipFile, is_zipfile
 
 from peft_helpers.submission.facts import LIST, WORDS, Cell, find_facts, read_cells
 
 FOUND, MISSING, UNCLEAR = "found", "missing", "could not be told"
 ANSWERS = {"found": FOUND, "unclear": UNCLEAR, "missing": MISSING, "perhaps": UNCLEAR}  # by rules, in this order
 Row = namedtuple("Row", "requirement answer cells to_do refuses")
+COMMENT = b"A submission packed by peft_helpers"
+KINDS = {".json", ".md", ".txt", ".model", ".jinja"}  # what an adapter is saved with, beside its weights
 
 
 class Checklist(list):
@@ -24,10 +28,8 @@ class Checklist(list):
         return "\n".join(lines)
 
 
-def check_submission(notebook: str | Path, adapter_dir: str | Path, outputs: bool = True) -> Checklist:
+def check_submission(notebook: str | Path, adapter_dir: str | Path) -> Checklist:
     """Go through the reviewer's list for a notebook, as it was last saved, and for the folder of its adapter.
-
-    Without ``outputs``, only code and adapter count: while a notebook runs, its file has those of an earlier run.
 
     Raises:
         FileNotFoundError: there is no such notebook.
@@ -42,17 +44,13 @@ def check_submission(notebook: str | Path, adapter_dir: str | Path, outputs: boo
         "checkpoint": (folder / "trainer_state.json").is_file(),
         "pickle": weights and weights.suffix == ".bin",
         "elsewhere": folder.resolve().parent != notebook.resolve().parent,
-        "newer": weights and weights.stat().st_mtime > notebook.stat().st_mtime + 2,  # seconds: copies differ a little
     }
     facts |= {fact: {0} for fact, is_so in others.items() if is_so}  # of no cell
-    if not outputs:
-        facts["run"], facts["failed"] = facts["code"], set()
     if "SequenceClassification" in str(config.get("auto_mapping")) or not facts["classifier"]:
         facts["causal_loaded"] = set()  # which is right
     words = {"folder": folder, "modules": ", ".join(find_own_modules(cells))}
     words["files"] = ", ".join(sorted(path.name for path in folder.glob("*"))[:5]) or "nothing"
-    entries = [entry for entry in LIST["requirements"].values() if outputs or "needs_outputs" not in entry]
-    return Checklist(judge(entry, facts, words) for entry in entries)
+    return Checklist(judge(entry, facts, words) for entry in LIST["requirements"].values())
 
 
 def judge(entry: dict, facts: dict[str, set[int]], words: dict[str, str]) -> Row:
@@ -76,7 +74,7 @@ def find_cells(rule: str, facts: dict[str, set[int]]) -> set[int]:
 
 
 def find_own_modules(cells: list[Cell]) -> list[str]:
-    """Return the scripts and modules, but for packages, where a step may be."""
+    """Return the scripts, classes and modules, but for packages, where a step may be."""
     modules = WORDS["imported"].findall("\n".join(cell.code for cell in cells))
     scripts = WORDS["script"].findall("\n".join(cell.source for cell in cells))
     return sorted({*modules, *scripts} - {*LIST["packages"], *sys.stdlib_module_names})
@@ -86,12 +84,35 @@ def find_adapter(folder: Path) -> tuple[Path, dict, Path | None]:
     """Return the folder of an adapter, or of the newest within it, its configuration and weights, or {} and None."""
     from safetensors import SafetensorError, safe_open
 
-    paths = sorted(folder.rglob("adapter_config.json"), key=lambda path: (path.parent != folder, -path.stat().st_mtime))
-    for path in paths:
-        with suppress(OSError, ValueError, KeyError, TypeError, StopIteration, SafetensorError):
-            config = json.loads(path.read_text(encoding="utf-8"))
-            files = [path.with_name("adapter_model.safetensors"), path.with_name("adapter_model.bin")]
-            weights = next(file for file in files if file.is_file())
-            if config["peft_type"] and (weights.suffix == ".bin" or safe_open(weights, framework="numpy").keys()):
-                return path.parent, config, weights
+    newest_first = sorted(folder.rglob("adapter_model.*"), key=lambda path: -path.stat().st_mtime)
+    for path in sorted(newest_first, key=lambda path: (path.parent != folder, path.suffix == ".bin")):
+        with suppress(OSError, ValueError, KeyError, TypeError, SafetensorError):
+            config = json.loads(path.with_name("adapter_config.json").read_text(encoding="utf-8"))
+            if config["peft_type"] and (path.suffix == ".bin" or safe_open(path, framework="numpy").keys()):
+                return path.parent, config, path
     return folder, {}, None
+
+
+def package_submission(notebook: str | Path, adapter_dir: str | Path, zip_path: str | Path | None = None) -> Path:
+    """Write the notebook and what loads its adapter to a zip, by default beside the notebook; return its path.
+
+    Raises:
+        FileExistsError: the zip's path is another file.
+        FileNotFoundError: there is no such notebook, or no folder for the zip.
+        ValueError: there are no weights, or something else that refuses a zip is missing.
+    """
+    notebook, (folder, _, weights) = Path(notebook), find_adapter(Path(adapter_dir).resolve())
+    path = Path(zip_path or notebook.with_suffix(".zip"))
+    missing = [f"{row.requirement}: {row.to_do}" for row in check_submission(notebook, folder) if row.refuses]
+    if missing:
+        raise ValueError(f"No zip was written. Missing: {'; '.join(missing)}.")
+    if path.exists() and not (is_zipfile(path) and ZipFile(path).comment == COMMENT):
+        raise FileExistsError(f"{str(path)!r} is not an earlier zip of a submission. Choose another zip_path.")
+    files = [file for file in sorted(folder.glob("[!.]*")) if file == weights or file.suffix in KINDS]
+    with TemporaryDirectory(prefix=".", dir=path.parent) as part:  # a failure leaves an earlier zip as it was
+        with ZipFile(Path(part, path.name), "w", ZIP_DEFLATED, strict_timestamps=False) as archive:
+            archive.comment = COMMENT
+            archive.write(notebook, notebook.name)
+            for file in [file for file in files if file.is_file() and not file.is_symlink()]:
+                archive.write(file, f"{folder.name}/{file.name}")
+        return Path(archive.filename).replace(path)

@@ -7,7 +7,6 @@ import re
 import tomllib
 import warnings
 from collections import defaultdict, namedtuple
-from itertools import pairwise
 from pathlib import Path
 
 LIST = tomllib.loads(Path(__file__).with_name("requirements.toml").read_text(encoding="utf-8"))
@@ -52,33 +51,25 @@ def _read_output(output: dict) -> str:
 
 
 def _read_code(source: str, aliases: dict[str, str]) -> list[Code]:
-    """Return statements, functions and methods; what was imported `as` another name gets its own name again."""
+    """Return statements, functions and classes; what was imported `as` another name gets its own name again."""
     try:
         with warnings.catch_warnings(action="ignore"):  # of escapes such as "\d" in other people's code
             tree = ast.parse(WORDS["magic"].sub(r"\1None", WORDS["skipped"].sub(r"\1", source)))
         aliases |= {node.asname: node.name for node in ast.walk(tree) if isinstance(node, ast.alias)}
         for node in [node for node in ast.walk(tree) if isinstance(node, ast.Name)]:
             node.id = aliases.get(node.id, node.id)
-        parts = [(part, node) for node in tree.body for part in (node.body if hasattr(node, "bases") else [node])]
-        codes = [_read_part(part, node) for part, node in parts]
-        return [code for code in codes if not WORDS["constant"].fullmatch(code.text)]
+        return [code for code in map(_read_part, tree.body) if not WORDS["constant"].fullmatch(code.text)]
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return [Code("", source, set(), set())]  # no Python
 
 
-def _read_part(node: ast.stmt, parent: ast.stmt) -> Code:
-    """Return a statement or a function; a method is named ".name", and __init__ as its class, which calls it."""
-    name = getattr(node, "name", "")
-    if name and node is not parent:
-        name = parent.name if name == "__init__" else f".{name}"
-    parts = list(ast.walk(node))
+def _read_part(node: ast.stmt) -> Code:
+    name, parts = getattr(node, "name", ""), list(ast.walk(node))
     variables = [part for part in parts if isinstance(part, ast.Name)]
     reads, assigns = ({part.id for part in variables if isinstance(part.ctx, use)} for use in (ast.Load, ast.Store))
     if name or isinstance(node, ast.For | ast.While | ast.With):
         reads -= assigns  # by itself, before it reads them
-    reads -= {part.arg for part in parts if isinstance(part, ast.arg)}
-    methods = {f".{part.attr}" for part in parts if isinstance(part, ast.Attribute)}
-    return Code(name, ast.unparse(node), reads | methods, assigns)
+    return Code(name, ast.unparse(node), reads - {part.arg for part in parts if isinstance(part, ast.arg)}, assigns)
 
 
 def find_facts(cells: list[Cell]) -> dict[str, set[int]]:
@@ -139,10 +130,8 @@ def _find_shown(cell: Cell) -> set[str]:
 
 def _compare_cells(cells: list[Cell], facts: dict[str, set[int]]) -> None:
     """Add the facts that are seen from several cells."""
-    counted = [cell for cell in cells if cell.count]
-    facts["too_early"] = {cell.number for last, cell in pairwise(counted) if cell.count <= last.count}
-    if not counted:  # counts that were stripped do not tell, outputs do
-        facts["no_counts"], facts["run"] = {0}, facts["code"] if facts["run"] else set()
+    if facts["run"] and not any(cell.count for cell in cells):  # counts were stripped: the outputs tell
+        facts["run"] = facts["code"]
     facts["late"] = {cell.number for cell in cells if cell.number >= min(facts["training"], default=0)}
     facts["early"] = {cell.number for cell in cells if cell.number < min(facts["training"], default=len(cells) + 1)}
     facts["trained"] = facts["training_peft_model"] | facts["training_in_memory"] | facts["training_loaded"]

@@ -24,7 +24,6 @@ COMPARED = "the two are compared"
 QLORA = "QLoRA with bitsandbytes"
 SEVERAL = "several PEFT configurations"
 RUN = "every cell was run"
-ORDER = "the cells were run from top to bottom"
 NO_ERROR = "no cell ended in an error"
 REQUIRED = [
     CLASSIFIER,
@@ -39,7 +38,6 @@ REQUIRED = [
     TUNED,
     COMPARED,
     RUN,
-    ORDER,
     NO_ERROR,
 ]
 
@@ -218,15 +216,6 @@ GOOD = {
     },
     "LoftQ within LoRA": {
         "configuration": ("config = LoraConfig(task_type='SEQ_CLS', loftq_config=LoftQConfig(4))", "")},
-    "a class for training and measuring": {
-        "metric": ("class Runner:\n    def __init__(self, model):\n"
-                   "        self.trainer = Trainer(model=model, compute_metrics=compute_metrics)\n"
-                   "    def fit(self):\n        self.trainer.train()\n"
-                   "    def score(self):\n        return self.trainer.evaluate()", ""),
-        "untuned": ("first = Runner(model)\nfirst.score()", "{'eval_accuracy': 0.51}"),
-        "training": ("second = Runner(lora_model)\nsecond.fit()", ""),
-        "tuned": ("Runner(loaded_model).score()", "{'eval_accuracy': 0.89}"),
-    },
     "a variable with the name of a function": {
         "imports": ("def train(m):\n    trainer = Trainer(model=m)\n    trainer.train()", ""),
         "tokenizer": (COMPLETE["tokenizer"][0] + "\ntrain = tokenized['train']\nlen(train)", "100"),
@@ -519,7 +508,6 @@ WRONG = {
     "a cell of text": ({"more": ("This is my conclusion.", "", None)}, RUN, "Markdown", True),
     "a cell with an error": ({"more": ("1 / 0", ZeroDivisionError)}, NO_ERROR, "correct these cells", True),
     "an interrupted training": ({"training": (TRAIN, KeyboardInterrupt)}, NO_ERROR, "correct these cells", True),
-    "not in order": ({"data": (COMPLETE["data"][0], "", 40)}, ORDER, "run all", False),
 }  # fmt: skip
 
 
@@ -565,6 +553,15 @@ UNSURE = {
         {"untuned": ("original = copy.deepcopy(model)", ""),
          "tuned": (TUNED_CODE + "\nprint(Trainer(model=original).evaluate())", COMPLETE["tuned"][1])},
         {UNTUNED: ["untuned"]}, "load it afresh"),
+    "a class for training and measuring": (
+        {"metric": ("class Runner:\n    def __init__(self, model):\n"
+                    "        self.trainer = Trainer(model=model, compute_metrics=compute_metrics)\n"
+                    "    def fit(self):\n        self.trainer.train()\n"
+                    "    def score(self):\n        return self.trainer.evaluate()", ""),
+         "untuned": ("first = Runner(model)\nfirst.score()", "{'eval_accuracy': 0.51}"),
+         "training": ("second = Runner(lora_model)\nsecond.fit()", ""),
+         "tuned": ("Runner(loaded_model).score()", "{'eval_accuracy': 0.89}")},
+        {UNTUNED: []}, "look into Runner"),
     "training that was not run": ({"training": (TRAIN, "", None)}, {EPOCH: ["training"]}, "train"),
     "training by code that is not seen": (
         {"training": ("start()", "{'train_runtime': 3.0, 'epoch': 1.0}")}, {EPOCH: ["training"]}, "train"),
@@ -728,27 +725,9 @@ def test_ways_to_stand_out(changes, requirement, answer, check):
     assert row.to_do.startswith("optional" if answer == MISSING else "")
 
 
-def test_a_running_notebook_is_judged_by_code_and_adapter_only(tmp_path, adapter):
-    notebook = write_notebook(tmp_path / "n.ipynb", {"more": ("1 / 0", ZeroDivisionError, 1)}, counts=False)
-    os.utime(notebook, (0, 0))
-    rows = {row.requirement: row for row in check_submission(notebook, adapter, outputs=False)}
-    assert not {UNTUNED, TUNED, COMPARED, RUN, ORDER, NO_ERROR} & set(rows)  # the file does not tell of this run
-    assert [name for name, row in rows.items() if row.answer != FOUND] == [SEVERAL, QLORA]
-    notebook = write_notebook(tmp_path / "n.ipynb", {"reload": ("x = 1", "")}, counts=False)
-    rows = {row.requirement: row for row in check_submission(notebook, adapter, outputs=False)}
-    assert (rows[LOADED].answer, rows[LOADED].refuses) == (MISSING, True)
-
-
 def test_counts_that_were_stripped_do_not_mean_that_nothing_was_run(tmp_path, adapter):
     rows = check_submission(write_notebook(tmp_path / "n.ipynb", counts=False), adapter)
-    assert [row.requirement for row in rows if row.answer != FOUND] == [SEVERAL, QLORA, ORDER]
-    (order,) = [row for row in rows if row.requirement == ORDER]
-    assert order.answer == UNCLEAR
-
-
-def test_the_cell_that_checks_need_not_have_been_run(check):
-    rows = check({"check": ("import peft_helpers as h\nh.check_submission('n.ipynb', 'gpt-lora')", ValueError, None)})
-    assert not [row for row in rows.values() if row.refuses]
+    assert [row.requirement for row in rows if row.answer != FOUND] == [SEVERAL, QLORA]
 
 
 @pytest.mark.reliability("bad input")
@@ -881,7 +860,7 @@ def test_a_folder_elsewhere_is_accepted_with_advice(place, tmp_path):
 def test_an_adapter_within_the_folder_is_found(check, adapter):
     no_folder(adapter)
     make_adapter(adapter / "default")
-    os.utime(make_adapter(adapter / "runs" / "old") / "adapter_config.json", (0, 0))
+    os.utime(make_adapter(adapter / "runs" / "old") / "adapter_model.safetensors", (0, 0))
     row = check()[HAS_ADAPTER]
     assert (row.answer, row.to_do) == (FOUND, f"copy {adapter / 'default'} beside the notebook")
 
@@ -910,17 +889,6 @@ def test_a_configuration_without_task_type_leaves_out_the_head(check, adapter):
     assert check()[HAS_HEAD].answer == FOUND
 
 
-def test_a_notebook_that_is_older_than_its_adapter(tmp_path, adapter):
-    notebook = write_notebook(tmp_path / "n.ipynb")
-    time_of_adapter = (adapter / "adapter_model.safetensors").stat().st_mtime
-    os.utime(notebook, (time_of_adapter - 60, time_of_adapter - 60))
-    (row,) = [
-        row for row in check_submission(notebook, adapter) if row.requirement.startswith("the notebook was saved")
-    ]
-    assert (row.answer, row.refuses) == (UNCLEAR, False)
-    assert "save it (Ctrl-S)" in row.to_do
-
-
 def test_what_to_do_first_is_shown_first(tmp_path, adapter):
     notebook = write_notebook(tmp_path / "n.ipynb", {"training": ("x = 1", ""), "comparison": None})
     lines = repr(check_submission(notebook, adapter)).splitlines()
@@ -931,8 +899,7 @@ def test_what_to_do_first_is_shown_first(tmp_path, adapter):
 
 def test_our_notebook_is_complete(tmp_path):
     adapter = make_adapter(tmp_path / "lora_adapter")
-    assert not [row for row in check_submission("LightweightFineTuning.ipynb", adapter) if row.answer == MISSING]
-    assert {row.answer for row in check_submission("LightweightFineTuning.ipynb", adapter, outputs=False)} == {FOUND}
+    assert {row.answer for row in check_submission("LightweightFineTuning.ipynb", adapter)} == {FOUND}
 
 
 def test_no_large_library_is_imported():
