@@ -42,8 +42,10 @@ class DataArguments:
     )
     dataset_config_name: str | None = _option(None, "configuration of a dataset on the Hub that has several")
     text_column: str | None = _option(None, "column with the texts (default: the only candidate)")
+    text_pair_column: str | None = _option(None, "column with second texts, for a task on pairs (default: no pairs)")
     label_column: str | None = _option(None, "column with the labels (default: the only candidate)")
     max_length: int = _option(128, "tokens after which a text is truncated")
+    average_chunks: bool = _option(False, "test and predict on all of a long text, not its first max_length tokens")
     max_train_samples: int | None = _option(None, "stratified subset of the training examples (default: all)")
     max_eval_samples: int | None = _option(None, "subset of validation and of test (default: all; 2,000 of a stream)")
     streaming: bool = _option(False, "read training examples as they are needed; takes max_steps")
@@ -53,6 +55,8 @@ class DataArguments:
             raise ValueError("streaming takes no --max_train_samples; --max_steps says how much is trained on.")
         if self.streaming and self.dataset_name == BBC_NEWS:
             raise ValueError(f"{BBC_NEWS} cannot be streamed; name a file, a folder or a dataset on the Hub.")
+        if self.average_chunks and self.text_pair_column:
+            raise ValueError("Pairs of texts are truncated and have no chunks; leave out --average_chunks.")
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
+from scipy.special import log_softmax
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import TrainOutput
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from peft_helpers.distributed import hold_in_bfloat16
 
@@ -189,6 +190,24 @@ class TellTime(StepTimer):
 def format_seconds(seconds: float) -> str:
     """Return a duration as text: in minutes if it has two or more."""
     return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+
+
+def find_first(dataset: Dataset) -> np.ndarray:
+    """Tell which examples are the first chunk of a text: all, unless ``is_first`` says otherwise."""
+    return np.array(dataset["is_first"] if "is_first" in dataset.column_names else [True] * dataset.num_rows)
+
+
+def average_chunks(output: PredictionOutput, dataset: Dataset, compute_metrics: Callable) -> PredictionOutput:
+    """Return ``output``, of the chunks of ``dataset``, for its texts: logits are logarithms of mean probabilities."""
+    is_first = find_first(dataset)
+    if is_first.all():
+        return output
+    texts, logits = np.cumsum(is_first) - 1, np.full_like(output.predictions[is_first], -np.inf)
+    np.logaddexp.at(logits, texts, log_softmax(output.predictions, axis=-1))
+    logits -= np.log(np.bincount(texts))[:, None]
+    averaged = EvalPrediction(logits, output.label_ids[is_first])
+    scores = compute_metrics(averaged) | {"examples": len(logits)}
+    return PredictionOutput(*averaged, output.metrics | {f"test_{name}": score for name, score in scores.items()})
 
 
 def longest_first(dataset: Dataset) -> np.ndarray:

@@ -1,20 +1,39 @@
-"""Which columns have the texts and the labels, and what the labels are called."""
+"""Which columns have the texts, or pairs of them, and the labels, and what the labels are called."""
 
 import pandas as pd
 from datasets import ClassLabel, Dataset, Value
 
+from peft_helpers.arguments import DataArguments
 
-def find_columns(dataset: Dataset, text_column: str | None, label_column: str | None) -> tuple[str, str]:
-    """Return the names of the text and the label column: those given, else the only candidates.
+
+def find_columns(dataset: Dataset, data: DataArguments) -> tuple[dict[str, str], str]:
+    """Return `find_text_columns` and the name of the label column: those given, else the only candidates.
 
     A label column is a ``ClassLabel``, else named ``label``, else one in which values recur.
     """
     plain = {name: feature for name, feature in dataset.features.items() if isinstance(feature, ClassLabel | Value)}
     classes = [name for name, feature in plain.items() if isinstance(feature, ClassLabel)]
-    candidates = [label_column] if label_column else classes or [name for name in plain if name == "label"]
+    candidates = [data.label_column] if data.label_column else classes or [name for name in plain if name == "label"]
     candidates = candidates or [name for name in plain if _recurs(_probe(dataset, name))]
     label_column = _check_choice("label_column", "with one label a row", candidates, [*plain], dataset)
-    return find_text_column(dataset, text_column, label_column), label_column
+    return find_text_columns(dataset, data, label_column), label_column
+
+
+def find_text_columns(dataset: Dataset, data: DataArguments, label_column: str | None = None) -> dict[str, str]:
+    """Return what the columns of texts are called from now on: ``text`` and, of second texts, ``text_pair``."""
+    pair = {}
+    if data.text_pair_column:
+        pair[data.text_pair_column] = "text_pair"
+        others = [name for name in dataset.features if name not in (data.text_column, label_column)]
+        _check_choice("text_pair_column", "beside those of texts and labels", [*pair], others, dataset)
+        dataset = dataset.remove_columns([*pair])
+    return {find_text_column(dataset, data.text_column, label_column): "text"} | pair
+
+
+def join_texts(batch: dict[str, list[str | None]]) -> list[str]:
+    """Return the texts of a batch; of pairs both, one below the other, but nothing if one is missing or blank."""
+    rows = zip(*(batch[name] for name in ("text", "text_pair") if name in batch), strict=True)
+    return ["\n".join(texts) if all(text and text.strip() for text in texts) else "" for texts in rows]
 
 
 def find_text_column(dataset: Dataset, text_column: str | None = None, label_column: str | None = None) -> str:

@@ -1,23 +1,23 @@
-"""Any dataset to train, validation and test splits with the columns ``text`` and ``label``."""
+"""Any dataset to train, validation and test splits with the columns ``text``, for pairs ``text_pair``, ``label``."""
 
 import numpy as np
 import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value, concatenate_datasets
 
-from peft_helpers.arguments import Arguments
-from peft_helpers.columns import find_columns, name_labels, order_names
+from peft_helpers.arguments import Arguments, DataArguments
+from peft_helpers.columns import find_columns, join_texts, name_labels, order_names
 
 SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}
 
 
 def prepare_splits(raw: DatasetDict, args: Arguments) -> DatasetDict:
-    """Return train, validation and test with the columns ``text`` (string) and ``label`` (``ClassLabel``).
+    """Return train, validation and test with ``text``, of pairs ``text_pair`` (strings), ``label`` (``ClassLabel``).
 
     Rows without a text (None or blank) or label (None, NaN, blank or -1) are dropped. If ``test`` has no labels,
     ``validation`` takes its place. Missing splits are carved, stratified, out of ``train``: a fifth for the test; for
     the validation a tenth, but at most 1,000 rows, and with ``max_train_samples`` a tenth of that, at least 100. A text
-    that occurs in several splits is kept in the test rather than the validation, and there rather than in train. What
-    is dropped is printed, as are texts with conflicting labels, which are kept.
+    or pair that occurs in several splits is kept in the test rather than the validation, and there rather than in
+    train. What is dropped is printed, as are texts with conflicting labels, which are kept.
 
     Raises:
         ValueError: a column cannot be found or used, a split is empty, there is one label only, or a label to be tested
@@ -25,7 +25,7 @@ def prepare_splits(raw: DatasetDict, args: Arguments) -> DatasetDict:
     """
     if isinstance(next(iter(raw.values()), None), IterableDataset):
         raise ValueError("A streamed dataset has no tables to split; use prepare_stream, or leave out --streaming.")
-    dataset, rows = read_rows(rename_splits(raw), args.data.text_column, args.data.label_column)
+    dataset, rows = read_rows(rename_splits(raw), args.data)
     rows = carve_missing_splits(rows, args.data.max_train_samples, args.training.seed)
     rank = rows["split"].map({"test": 0, "validation": 1, "train": 2})
     rows = keep_rows(rows, rank == rank.groupby(rows["text"]).transform("min"), "have a text of another split")
@@ -40,19 +40,20 @@ def prepare_splits(raw: DatasetDict, args: Arguments) -> DatasetDict:
 
 
 def read_rows(
-    splits: dict[str, Dataset], text_column: str | None, label_column: str | None, label_names: list[str] | None = None
+    splits: dict[str, Dataset], data: DataArguments, label_names: list[str] | None = None
 ) -> tuple[Dataset, pd.DataFrame]:
     """Return all splits as one dataset, and the rows of it that have a text and a label.
 
     The table has each row's split (``split``), a hash of its text (``text``) and the number of its label (``label``),
     which are those of ``label_names``, or as the data have them. The texts stay on disk.
     """
-    text_column, label_column = find_columns(next(iter(splits.values())), text_column, label_column)
-    splits = {name: split.select_columns([text_column, label_column]) for name, split in splits.items()}
-    texts = [split.select_columns(text_column).rename_columns({text_column: "text"}) for split in splits.values()]
-    texts = concatenate_datasets([split.cast(Features(text=Value("string"))) for split in texts])
+    names, label_column = find_columns(next(iter(splits.values())), data)
+    splits = {name: split.select_columns([*names, label_column]) for name, split in splits.items()}
+    texts = [split.select_columns([*names]).rename_columns(names) for split in splits.values()]
+    strings = Features(dict.fromkeys(names.values(), Value("string")))
+    texts = concatenate_datasets([split.cast(strings) for split in texts])
     labels = [name_labels(split[label_column][:], split.features[label_column]) for split in splits.values()]
-    hashes = [hash_texts(batch["text"]) for batch in texts.iter(batch_size=1000)]
+    hashes = [hash_texts(join_texts(batch)) for batch in texts.iter(batch_size=1000)]
     rows = pd.DataFrame({"text": np.concatenate(hashes), "label": pd.concat(labels, ignore_index=True)})
     rows["split"] = np.repeat(list(splits), [split.num_rows for split in splits.values()])
     label_names = label_names or order_names(rows["label"], next(iter(splits.values())).features[label_column])
@@ -74,12 +75,12 @@ def rename_splits(raw: DatasetDict) -> dict[str, Dataset | IterableDataset]:
     return {name: split for name, split in renamed.items() if name in ("train", "validation", "test")}
 
 
-def hash_texts(texts: list[str | None]) -> np.ndarray:
+def hash_texts(texts: list[str]) -> np.ndarray:
     """Return 64 bits for each text, in place of it: two of 1,000,000 share them with a probability of 3e-8.
 
-    Blanks around a text do not count; a missing text is an empty one.
+    Blanks around a text do not count.
     """
-    return pd.util.hash_array(np.array([(text or "").strip() for text in texts], dtype=object), categorize=False)
+    return pd.util.hash_array(np.array([text.strip() for text in texts], dtype=object), categorize=False)
 
 
 def keep_rows(rows: pd.DataFrame, kept: pd.Series, why_others_go: str) -> pd.DataFrame:

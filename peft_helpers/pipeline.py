@@ -57,8 +57,8 @@ def run(
     with _timed(seconds, "load"):
         label = dataset["test"].features.get("label")
         label_names = label and label.names
-        name = args.model.model_name_or_path
-        tokenizer = AutoTokenizer.from_pretrained(name, model_max_length=args.data.max_length)
+        name, length, chunks = args.model.model_name_or_path, args.data.max_length, args.data.average_chunks
+        tokenizer = AutoTokenizer.from_pretrained(name, model_max_length=length, average_chunks=chunks)
         model = load_model(args, tokenizer, task, label_names)
         tokenized = task.tokenize(dataset, tokenizer)
     with _timed(seconds, "evaluate untuned"):

@@ -21,7 +21,7 @@ from transformers.trainer_utils import PredictionOutput
 
 from peft_helpers.adapters import save_recipe
 from peft_helpers.arguments import OPTIONS, Arguments, TrainingOptions
-from peft_helpers.batches import LengthTrainer, TellTime, count_steps, longest_first
+from peft_helpers.batches import LengthTrainer, TellTime, average_chunks, count_steps, find_first, longest_first
 from peft_helpers.distributed import compute_dtype
 from peft_helpers.interruptions import CHECKPOINTS_RUN_FILE, explain_out_of_memory
 from peft_helpers.metrics import compute_metrics_and_loss
@@ -110,6 +110,7 @@ def make_trainer(
         ValueError: there is one training step only, which changes nothing.
     """
     train, validation, arguments = tokenized["train"], tokenized["validation"], args.training
+    validation = validation.select(np.flatnonzero(find_first(validation)))  # all chunks, ten times, would take long
     count_steps(train, arguments)
     save_recipe(args, arguments.output_dir, CHECKPOINTS_RUN_FILE)
     options = {"metric_for_best_model": task.metric_for_best_model, "greater_is_better": task.greater_is_better}
@@ -140,9 +141,9 @@ def predict(
 ) -> PredictionOutput:
     """Return logits (``predictions``, shape (examples, labels)) and ``label_ids``, shape (examples,), in their order.
 
-    Batches are length-grouped, which saves padding, the longest first, so that a batch too large for the memory fails
-    at once; the order is then restored. ``metrics`` has those of ``task``, prefixed with ``test_``, and the time it
-    took. For a task without metrics, ``predictions`` is None and there are ``test_loss`` and ``test_perplexity`` only.
+    Batches are length-grouped, which saves padding, the longest first, so that too little memory shows at once; then
+    the order is restored and chunks averaged. ``metrics`` has those of ``task``, prefixed with ``test_``, and the time
+    it took. For a task without metrics, ``predictions`` is None and there are ``test_loss`` and ``test_perplexity``.
 
     Raises:
         MemoryError: memory ran out; see `explain_out_of_memory`.
@@ -158,7 +159,8 @@ def predict(
         output.metrics["test_perplexity"] = float(np.exp(output.metrics["test_loss"]))
         return output
     back = np.argsort(order)
-    return PredictionOutput(output.predictions[back], output.label_ids[back], output.metrics)
+    output = PredictionOutput(output.predictions[back], output.label_ids[back], output.metrics)
+    return average_chunks(output, dataset, task.compute_metrics)
 
 
 @contextmanager

@@ -192,9 +192,14 @@ def model(args, tokenizer):
     return load_model(args, tokenizer, helpers.CLASSIFICATION, LABELS)
 
 
+def tokenize(dataset: DatasetDict, tokenizer) -> DatasetDict:
+    """Return all splits truncated, train too."""
+    return DatasetDict({name: helpers.tokenize_dataset(split, tokenizer) for name, split in dataset.items()})
+
+
 @pytest.fixture
 def tokenized(raw, args, tokenizer, model):
-    return helpers.tokenize_dataset(helpers.prepare_splits(raw, args), tokenizer)
+    return tokenize(helpers.prepare_splits(raw, args), tokenizer)
 
 
 @pytest.fixture
@@ -221,7 +226,7 @@ def new_trainer(args, raw):
         tokenizer = AutoTokenizer.from_pretrained(changed.model.model_name_or_path, model_max_length=32)
         model = load_model(changed, tokenizer, helpers.CLASSIFICATION, LABELS)
         peft_model = get_peft_model(model, LoraConfig(**helpers.lora_arguments(changed.lora, model)))
-        tokenized = helpers.tokenize_dataset(helpers.prepare_splits(raw, changed), tokenizer)
+        tokenized = tokenize(helpers.prepare_splits(raw, changed), tokenizer)
         return helpers.make_trainer(peft_model, tokenizer, tokenized, changed)
 
     return make

@@ -3,12 +3,14 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, DistilBertConfig, TrainerCallback
+from transformers.trainer_utils import PredictionOutput
 
-from peft_helpers import make_trainer, predict
+from peft_helpers import compute_metrics, make_trainer, predict
 from peft_helpers.batches import (
     LengthSampler,
     LengthTrainer,
     StepTimer,
+    average_chunks,
     batch_by_tokens,
     count_steps,
     format_seconds,
@@ -220,3 +222,15 @@ def test_steps_are_counted_as_the_trainer_counts_them(new_trainer, options, step
     trainer = new_trainer(**options)
     trainer.train()
     assert count_steps(trainer.train_dataset, trainer.args) == trainer.state.max_steps == steps
+
+
+def test_chunks_are_averaged_to_the_logarithms_of_mean_probabilities():
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.1, 0.9], [0.3, 0.7]])
+    metrics = {"test_runtime": 2.0, "test_examples": 4}
+    output = PredictionOutput(np.log(probabilities) + 5, np.array([1, 1, 1, 0]), metrics)
+    dataset = Dataset.from_dict({"is_first": [True, False, False, True]})
+    averaged = average_chunks(output, dataset, compute_metrics)
+    np.testing.assert_allclose(np.exp(averaged.predictions), [[0.4, 0.6], [0.3, 0.7]])
+    assert averaged.label_ids.tolist() == [1, 0]
+    assert averaged.metrics.items() >= {"test_runtime": 2.0, "test_examples": 2, "test_accuracy": 0.5}.items()
+    assert average_chunks(output, Dataset.from_dict({"length": [1] * 4}), compute_metrics) is output

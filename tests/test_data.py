@@ -209,3 +209,23 @@ def test_a_stratified_sample_has_the_proportions_and_lies_within_a_larger_one():
         assert counts[0] == pytest.approx(2 * counts[1], abs=2)
         assert set(sample.index) <= set(larger.index)
         larger = sample
+
+
+# Pairs
+
+
+def test_a_pair_is_a_duplicate_only_if_both_texts_are(capsys):
+    first, second = ["same text", "same text", *TEXTS[:38]], ["one", "two", *TEXTS[:38]]
+    raw = make(text=first, pair=second, label=[0, 1] * 20)
+    raw["test"] = Dataset.from_dict({"text": ["same text", "x"], "pair": ["one", "x"], "label": [0, 1]})
+    splits = prepare_splits(raw, make_arguments(text_pair_column="pair"))
+    known = [pair for name in ("train", "validation") for pair in splits[name]["text_pair"]]
+    assert "two" in known
+    assert "one" not in known
+    assert "1 of 36 rows have a text of another split" in capsys.readouterr().out
+
+
+def test_a_pair_without_one_of_its_texts_is_left_out(capsys):
+    raw = make(text=["", *TEXTS[1:]], pair=["a", None, " ", *TEXTS[3:]], label=[0, 1] * 20)
+    assert sum(split.num_rows for split in prepare_splits(raw, make_arguments(text_pair_column="pair")).values()) == 37
+    assert "train: 3 of 40 rows have no label or no text" in capsys.readouterr().out

@@ -5,15 +5,17 @@ import numpy as np
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from conftest import LABELS, make_raw
-from datasets import DatasetDict
+from conftest import BAD, GOOD, LABELS, make_raw
+from datasets import Dataset, DatasetDict
 from peft import AutoPeftModelForSequenceClassification
-from transformers import TrainerCallback
+from scipy.special import softmax
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast, TrainerCallback, set_seed
 
 from peft_helpers import (
     Arguments,
     assert_same_predictions,
     check_output_dir,
+    classify_texts,
     load_adapter,
     make_arguments,
     pipeline,
@@ -186,3 +188,69 @@ def test_a_recipe_that_this_version_does_not_know_is_refused(content, reason, tm
     (tmp_path / "run_config.json").write_text(content)
     with pytest.raises(ValueError, match=f"Expected the options of a run in .*{reason}.* copy the whole folder again"):
         load_recipe(tmp_path)
+
+
+# Chunks and pairs
+
+
+def test_all_chunks_are_read_in_the_run_and_by_who_loads_its_adapter(small, raw):
+    args = small.replace(max_length=8, average_chunks=True)
+    dataset = prepare_splits(raw, args)
+    result = run(dataset, args)
+    assert result.tuned.metrics["test_examples"] == result.tuned.predictions.shape[0] == dataset["test"].num_rows
+    assert load_recipe(args.training.output_dir).data.average_chunks
+    model, tokenizer = load_adapter(args.training.output_dir)
+    probabilities = classify_texts(model, tokenizer, dataset["test"]["text"][:])["P(positive)"]
+    np.testing.assert_allclose(probabilities, np.exp(result.tuned.predictions)[:, 1], atol=1e-5)
+    tokenizer.init_kwargs["average_chunks"] = False
+    first = classify_texts(model, tokenizer, dataset["test"]["text"][:])["P(positive)"]
+    longest = np.argmax([len(text) for text in dataset["test"]["text"]])
+    assert abs(first - probabilities)[longest] > 1e-4
+
+
+PAIRS = [(left, right, "same" if left == right else "other") for left in GOOD + BAD for right in GOOD[:2] + BAD[:2]]
+
+
+@pytest.fixture
+def pairs() -> DatasetDict:
+    """The label tells whether the texts are the same, which neither of them does alone."""
+
+    def split(mark: str) -> Dataset:
+        return Dataset.from_list([{"a": left + mark, "b": right + mark, "label": name} for left, right, name in PAIRS])
+
+    return DatasetDict(train=split(" one"), validation=split(" two"), test=split(" three"))
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "bert"])
+def test_an_adapter_for_pairs_reads_both_texts_also_when_loaded_again(architecture, small, pairs, tmp_path, request):
+    if architecture == "bert":
+        small = small.replace(model_name_or_path=request.getfixturevalue("bert_dir"))
+    args = small.replace(text_pair_column="b")
+    dataset = prepare_splits(pairs, args)
+    result = run(dataset, args)
+    model, tokenizer = load_adapter(args.training.output_dir)
+    texts = list(zip(dataset["test"]["text"], dataset["test"]["text_pair"], strict=True))
+
+    def probabilities(texts: list[tuple[str, str]]) -> np.ndarray:
+        return classify_texts(model, tokenizer, texts).filter(like="P(").to_numpy()
+
+    expected = softmax(result.tuned.predictions, axis=-1)
+    np.testing.assert_allclose(probabilities(texts), expected, atol=1e-5)
+    for changed in ([(first, "bad") for first, _ in texts], [("bad", second) for _, second in texts]):
+        assert np.abs(probabilities(changed) - expected).max() > 1e-3
+    shown_in_card = model(**tokenizer(*texts[0], return_tensors="pt")).logits.softmax(-1)
+    np.testing.assert_allclose(shown_in_card.detach().numpy()[0], expected[0], atol=1e-5)
+
+
+@pytest.fixture
+def bert_dir(tmp_path) -> str:
+    """A BERT of two layers with a tokenizer of its own."""
+    words = sorted(set(" ".join([*GOOD, *BAD, "one two three"]).replace(",", "").split()))
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    tokenizer = BertTokenizerFast(vocab={word: number for number, word in enumerate(words)})
+    set_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = BertConfig(vocab_size=len(words), max_position_embeddings=64, initializer_range=0.5, **shape)
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    return str(tmp_path / "bert")

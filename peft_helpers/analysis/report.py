@@ -17,6 +17,7 @@ from transformers import EvalPrediction
 from peft_helpers.adapters import adapter_size
 from peft_helpers.analysis.plots import plot_before_after, plot_confusions, plot_training
 from peft_helpers.analysis.significance import accuracy_interval, check_same_examples, compare_paired, f1_interval
+from peft_helpers.columns import join_texts
 from peft_helpers.distributed import best_device
 from peft_helpers.interruptions import FIGURES, RESULTS_FILE
 from peft_helpers.metrics import METRIC_NAMES, compute_metrics, predicted_labels
@@ -108,7 +109,7 @@ def most_confident_errors(output: EvalPrediction, test: Dataset, label_names: li
     check_same_examples(output.label_ids, test["label"][:])
     probabilities, names = softmax(output.predictions, axis=-1), np.array(label_names)
     table = pd.DataFrame({
-        "text": [text if len(text) <= 300 else text[:300] + "…" for text in test["text"]],
+        "text": [text if len(text) <= 300 else text[:300] + "…" for text in join_texts(test[:])],
         "true label": names[output.label_ids],
         "predicted": names[predicted_labels(output)],
         "probability": probabilities.max(axis=-1),

@@ -78,6 +78,7 @@ def _add_options(*commands: ArgumentParser) -> None:
     either.add_argument("--file", type=_existing, help="txt with a text a line, or csv, tsv, json, jsonl, parquet")
     for command in (evaluating, predicting):
         command.add_argument("--text_column", help="column with the texts (default: the only candidate)")
+        command.add_argument("--text_pair_column", help="column with the second texts (default: as in training)")
     serving.add_argument("--server_name", default="127.0.0.1", help="address; the default is seen by this machine only")
     serving.add_argument("--server_port", type=int, help="port (default: the first free one from 7860 on)")
     for command in (checking, packing):
@@ -176,9 +177,10 @@ def evaluate(options: Namespace) -> None:
     _start()
     model, tokenizer = helpers.load_adapter(options.adapter_dir)
     label_names = [model.config.id2label[number] for number in range(model.config.num_labels)]
-    dataset = helpers.load_labelled_examples(options.file, label_names, options.text_column, options.label_column)
-    tokenized = helpers.tokenize_dataset(dataset, tokenizer)
-    output = helpers.predict(model, tokenizer, tokenized, helpers.load_recipe(options.adapter_dir))
+    args = helpers.load_recipe(options.adapter_dir)
+    columns = options.text_column, options.label_column, options.text_pair_column or args.data.text_pair_column
+    dataset = helpers.load_labelled_examples(options.file, label_names, *columns)
+    output = helpers.predict(model, tokenizer, helpers.tokenize_dataset(dataset, tokenizer), args)
     table = helpers.report_per_class(output, label_names).round(3)
     print(f"{helpers.describe_evaluation(output)}\n\n{table.to_string()}")
 
@@ -187,8 +189,11 @@ def predict(options: Namespace) -> None:
     """Classify texts, or those of a file, with a saved adapter: a JSON object a line."""
     gc.set_threshold(100_000)  # collecting garbage while the large libraries are imported takes a second
     _start()
+    pair_column = options.text_pair_column or helpers.load_recipe(options.adapter_dir).data.text_pair_column
+    if pair_column and options.texts:
+        raise ValueError("This adapter takes pairs of texts; give them as two columns of a --file.")
+    texts = options.texts or helpers.load_texts(options.file, options.text_column, pair_column)
     model, tokenizer = helpers.load_adapter(options.adapter_dir)
-    texts = options.texts or helpers.load_texts(options.file, options.text_column)
     for start in trange(0, len(texts), CHUNK, disable=len(texts) <= CHUNK):
         for row in helpers.classify_texts(model, tokenizer, texts[start : start + CHUNK]).to_dict("records"):
             probabilities = {name: row[f"P({name})"] for name in model.config.id2label.values()}

@@ -12,6 +12,7 @@ from peft_helpers.analysis.model_card import display_name
 from peft_helpers.analysis.texts import classify_texts, count_tokens
 from peft_helpers.arguments import Arguments
 from peft_helpers.pipeline import load_adapter, load_recipe
+from peft_helpers.tokenization import Text
 
 try:
     import gradio
@@ -58,25 +59,27 @@ def open_page(adapter_dir: Path, server_name: str = "127.0.0.1", server_port: in
 def _make_page(model: PeftModel, tokenizer: PreTrainedTokenizerBase, args: Arguments) -> "gradio.Blocks":
     lock = Lock()  # one text at a time: the adapter is switched off and on
 
-    def answer(text: str) -> tuple[dict | None, dict | None, str]:
+    def answer(*texts: str) -> tuple[dict | None, dict | None, str]:
         try:
             with lock:
-                return classify_with_both(text, model, tokenizer)
+                return classify_with_both(texts if len(texts) > 1 else texts[0], model, tokenizer)
         except ValueError as error:
             return None, None, str(error)
 
     with gradio.Blocks(title="Try the adapter", analytics_enabled=False) as page:
         gradio.Markdown(_describe(args, model, tokenizer))
         # A browser counts UTF-16 units and cuts what is pasted: so far behind the limit that the page says so.
-        text = gradio.Textbox(label="Text", lines=4, max_lines=12, max_length=3 * MAX_CHARACTERS)
+        names = ["Text", "Second text"] if args.data.text_pair_column else ["Text"]
+        texts = [gradio.Textbox(label=name, lines=4, max_lines=12, max_length=3 * MAX_CHARACTERS) for name in names]
         button = gradio.Button("Classify", variant="primary")
         note = gradio.Markdown()
         with gradio.Row():
             after = gradio.Label(label="After fine-tuning", num_top_classes=10, min_width=280)
             before = gradio.Label(label="Before fine-tuning", num_top_classes=10, min_width=280)
         listener = {"fn": answer, "outputs": [after, before, note], "api_visibility": "private"}
-        gradio.on([button.click, text.submit], inputs=text, **listener)
-        gradio.Examples(EXAMPLES, text, run_on_click=True, cache_examples=False, **listener)
+        gradio.on([button.click, *(text.submit for text in texts)], inputs=texts, **listener)
+        if len(texts) == 1:
+            gradio.Examples(EXAMPLES, texts, run_on_click=True, cache_examples=False, **listener)
     return page
 
 
@@ -86,6 +89,7 @@ def _describe(args: Arguments, model: PeftModel, tokenizer: PreTrainedTokenizerB
         re.sub(r"[^\w\s]", lambda match: f"&#{ord(match[0])};", display_name(name))
         for name in (args.model.model_name_or_path, args.data.dataset_name)
     )
+    reading = "all chunks of" if args.data.average_chunks else "the first"
     return f"""\
 # Try the adapter
 
@@ -93,18 +97,19 @@ def _describe(args: Arguments, model: PeftModel, tokenizer: PreTrainedTokenizerB
 fine-tuning, whose classification head is new and random.
 
 Any text gets one of the {model.config.num_labels} labels, however little it fits. The percentages say how sure a model
-*believes* to be, not whether it is right. Both read the first {tokenizer.model_max_length:,} tokens of a text.
+*believes* to be, not whether it is right. Both read {reading} {tokenizer.model_max_length:,} tokens of a text.
 """
 
 
-def classify_with_both(text: str, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> tuple[dict, dict, str]:
+def classify_with_both(text: Text, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> tuple[dict, dict, str]:
     """Return the probability of each label after and before fine-tuning, and a note if the text was truncated.
 
-    A text that is blank, too long or not whole is a ValueError.
+    A text, also one of a pair, that is blank, too long or not whole is a ValueError.
     """
-    if not text.strip():
+    parts = (text,) if isinstance(text, str) else text
+    if not all(part.strip() for part in parts):
         raise ValueError("Write or paste a text first.")
-    if len(text) > MAX_CHARACTERS:
+    if max(map(len, parts)) > MAX_CHARACTERS:
         raise ValueError(f"This text is too long: at most {MAX_CHARACTERS:,} characters are read; shorten it.")
     tuned = classify_texts(model, tokenizer, [text])
     with model.disable_adapter():
@@ -112,5 +117,6 @@ def classify_with_both(text: str, model: PeftModel, tokenizer: PreTrainedTokeniz
     names = model.config.id2label.values()
     after, before = ({name: float(table[f"P({name})"][0]) for name in names} for table in (tuned, untuned))
     length, read = count_tokens([text], tokenizer)[0], tokenizer.model_max_length
-    note = f"The models have read the first {read:,} of the text's {length:,} tokens." if length > read else ""
+    is_truncated = length > read and not tokenizer.init_kwargs.get("average_chunks")
+    note = f"The models have read the first {read:,} of the text's {length:,} tokens." if is_truncated else ""
     return after, before, note

@@ -12,6 +12,7 @@ from transformers import EvalPrediction
 
 from peft_helpers.analysis.plots import CLASSICAL, MAJORITY
 from peft_helpers.analysis.report import majority_class
+from peft_helpers.columns import join_texts
 from peft_helpers.comparison.tables import describe_result
 from peft_helpers.metrics import compute_metrics, predicted_labels
 
@@ -44,9 +45,9 @@ def classify_with_tfidf(dataset: DatasetDict, seed: int) -> tuple[EvalPrediction
         {"logisticregression__C": [1, 10, 100]},
         scoring="f1_macro",
         cv=StratifiedKFold(folds, shuffle=True, random_state=seed),
-    ).fit(train["text"][:], labels)
+    ).fit(join_texts(train[:]), labels)
     probabilities = np.zeros((test.num_rows, train.features["label"].num_classes))
-    probabilities[:, search.classes_] = search.predict_proba(test["text"][:])
+    probabilities[:, search.classes_] = search.predict_proba(join_texts(test[:]))
     classifier, references = search.best_estimator_[-1], np.asarray(test["label"][:])
     return EvalPrediction(probabilities, references), classifier.coef_.size + classifier.intercept_.size
 

@@ -61,7 +61,8 @@ def compare_methods(dataset: DatasetDict, args: Arguments) -> tuple[list[dict], 
     runs = plan_comparison(args)
     check_model(args)
     name, label_names = args.model.model_name_or_path, dataset["test"].features["label"].names
-    tokenizer = AutoTokenizer.from_pretrained(name, model_max_length=args.data.max_length)
+    length, chunks = args.data.max_length, args.data.average_chunks
+    tokenizer = AutoTokenizer.from_pretrained(name, model_max_length=length, average_chunks=chunks)
     set_padding(tokenizer, empty_model(AutoConfig.from_pretrained(name)))
     data = Prepared(tokenize_splits(dataset, tokenizer), tokenizer, label_names)
     results = run_baselines(dataset, args.training.seed)

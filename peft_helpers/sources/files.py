@@ -14,11 +14,12 @@ import pandas as pd
 from datasets import Dataset, DatasetDict, Features, IterableDatasetDict, Value, load_dataset
 
 from peft_helpers.arguments import BBC_NEWS, Arguments, DataArguments
-from peft_helpers.columns import find_text_column
+from peft_helpers.columns import find_text_columns
 from peft_helpers.data import SPLIT_NAMES, prepare_splits, read_rows
 from peft_helpers.distributed import process_state
 from peft_helpers.sources.bbc_news import load_bbc_news
 from peft_helpers.sources.streaming import prepare_stream
+from peft_helpers.tokenization import Text
 
 # "NA" and "null" are texts or labels like any other, and no column is an index where every line ends in a delimiter.
 _CSV = {"keep_default_na": False, "index_col": False}
@@ -140,27 +141,30 @@ def read_lines(file: Path) -> Iterator[str]:
 
 
 def load_labelled_examples(
-    file: str | Path, label_names: list[str], text_column: str | None = None, label_column: str | None = None
-) -> Dataset:
-    """Return the rows of a csv, tsv, json, jsonl or parquet file with the columns ``text`` and ``label``.
+    file: str | Path, label_names: list[str], text_column: str | None = None, label_column: str | None = None,
+    pair_column: str | None = None,
+) -> Dataset:  # fmt: skip
+    """Return the rows of a csv, tsv, json, jsonl or parquet file with the columns of `prepare_splits`.
 
     Labels are found by name among ``label_names``, and numbered by their place there. Rows without text or label are
     left out, and a line says how many. The columns are found as in `find_columns`.
     """
-    dataset, rows = read_rows({str(file): _load_file(file)}, text_column, label_column, label_names)
+    data = DataArguments(text_column=text_column, label_column=label_column, text_pair_column=pair_column)
+    dataset, rows = read_rows({str(file): _load_file(file)}, data, label_names)
     if rows.empty:
         raise ValueError(f"No row of {file} has both a text and a label; expected at least one.")
     return dataset.select(rows.index)
 
 
-def load_texts(file: str | Path, text_column: str | None = None) -> list[str]:
+def load_texts(file: str | Path, text_column: str | None = None, pair_column: str | None = None) -> list[Text]:
     """Return the texts of a file in its order: each line of a txt file, else the column of a csv, tsv, json or parquet.
 
-    A missing text is an empty one, so that the rows keep their places.
+    With ``pair_column`` they are pairs. A missing text is an empty one, so that the rows keep their places.
     """
-    if extension(Path(file)) != ".txt":
-        rows = _load_file(file)
-        return [text or "" for text in rows[find_text_column(rows, text_column)]]
+    if extension(Path(file)) != ".txt" or pair_column:
+        rows, data = _load_file(file), DataArguments(text_column=text_column, text_pair_column=pair_column)
+        columns = [[text or "" for text in rows[name]] for name in find_text_columns(rows, data)]
+        return list(zip(*columns, strict=True)) if pair_column else columns[0]
     if not (lines := list(read_lines(Path(file)))):
         raise ValueError(f"{file} is empty; expected at least one text.")
     return lines

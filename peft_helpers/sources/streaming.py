@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from peft_helpers.arguments import Arguments
 from peft_helpers.batches import LengthSampler
-from peft_helpers.columns import find_columns, name_labels
+from peft_helpers.columns import find_columns, join_texts, name_labels
 from peft_helpers.data import hash_texts, prepare_splits, rename_splits
 
 EVAL_SAMPLES = 2_000  # of validation and of test, unless max_eval_samples says otherwise
@@ -18,7 +18,7 @@ GROUPED_BATCHES = 50  # batches within which examples are length-grouped
 
 
 def prepare_stream(raw: IterableDatasetDict, args: Arguments) -> dict[str, Dataset | IterableDataset]:
-    """Return train as an endless stream, validation and test as tables, with the columns ``text`` and ``label``.
+    """Return train as an endless stream, validation and test as tables, with the columns of `prepare_splits`.
 
     Nothing is read to its end: validation and test are the first ``max_eval_samples`` examples (by default
     `EVAL_SAMPLES`) of their splits, shuffled within `SHUFFLE_BUFFER` examples; what is missing is carved, as in
@@ -44,15 +44,17 @@ def prepare_stream(raw: IterableDatasetDict, args: Arguments) -> dict[str, Datas
 
 
 def _make_encoder(raw: Dataset, tables: DatasetDict, args: Arguments) -> Callable[[dict[str, list]], dict[str, list]]:
-    """Return what makes a batch of ``raw``'s columns one of ``text`` and ``label``, without what is left out."""
-    text_column, label_column = find_columns(raw, args.data.text_column, args.data.label_column)
+    """Return what makes a batch of ``raw``'s columns one of `prepare_splits`'s, without what is left out."""
+    columns, label_column = find_columns(raw, args.data)
     label = tables["train"].features["label"]
-    left_out = hash_texts(["", *tables["validation"]["text"], *tables["test"]["text"]])
+    left_out = hash_texts(["", *join_texts(tables["validation"][:]), *join_texts(tables["test"][:])])
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
-        names, texts = name_labels(batch[label_column], raw.features[label_column]), batch[text_column]
-        kept = np.flatnonzero(names.isin(label.names) & ~np.isin(hash_texts(texts), left_out))
-        return {"text": [texts[row] for row in kept], "label": label.str2int(names[kept].tolist())}
+        names = name_labels(batch[label_column], raw.features[label_column])
+        texts = {name: batch[column] for column, name in columns.items()}
+        kept = np.flatnonzero(names.isin(label.names) & ~np.isin(hash_texts(join_texts(texts)), left_out))
+        texts = {name: [values[row] for row in kept] for name, values in texts.items()}
+        return texts | {"label": label.str2int(names[kept].tolist())}
 
     return encode
 
@@ -60,5 +62,5 @@ def _make_encoder(raw: Dataset, tables: DatasetDict, args: Arguments) -> Callabl
 def group_by_length(batch: dict[str, list], batch_size: int) -> dict[str, list]:
     """Return ``batch`` in groups of ``batch_size`` texts of similar length, the groups in random order."""
     # Of one seed and epoch, so that a run that goes on from a checkpoint meets the same groups.
-    order = list(LengthSampler([len(text) for text in batch["text"]], batch_size, seed=0, epoch=lambda: 0))
+    order = list(LengthSampler([len(text) for text in join_texts(batch)], batch_size, seed=0, epoch=lambda: 0))
     return {name: [values[number] for number in order] for name, values in batch.items()}

@@ -56,6 +56,14 @@ def test_the_method_the_labels_and_the_limits_are_in_the_text(make, args, peft_m
         assert part in card.text  # fmt: skip
 
 
+def test_what_is_read_of_a_text_is_told_and_pairs_are_shown(make, args):
+    text = make(args.replace(max_length=17, average_chunks=True)).text
+    assert "* The test averages the probabilities of a text's chunks of 17 tokens.\n" in text
+    assert "the second text" not in text
+    shown = 'print(model(**tokenizer("the first text", "the second text", return_tensors="pt")).logits.softmax(-1))\n'
+    assert shown in make(args.replace(text_pair_column="answer")).text
+
+
 def test_ids_on_the_hub_are_in_the_metadata(make, args):
     card = make(args.replace(model_name_or_path="gpt2", dataset_name="stanfordnlp/sst2"))
     data = card.data.to_dict()

@@ -151,6 +151,34 @@ def test_predict_reads_a_text_a_line(trained, run, tmp_path, monkeypatch):
     assert [json.loads(line)["text"] for line in output.splitlines()] == ["good", "", "bad"]
 
 
+def test_pairs_are_trained_on_evaluated_and_predicted(tiny_model_dir, run, tmp_path):
+    texts = [f"{text} {number}" for number in range(6) for text in GOOD + BAD]
+    rows = [(first, second, "same" if first == second else "other") for first in texts for second in (first, "a film")]
+    pairs = pd.DataFrame(rows, columns=["left", "right", "label"])
+    pairs.to_csv(tmp_path / "pairs.csv", index=False)
+    words = ["--model_name_or_path", tiny_model_dir, "--dataset_name", tmp_path / "pairs.csv", "--max_length", 32]
+    words += ["--max_steps", 4, "--output_dir", tmp_path / "adapter"]
+    assert run(*words, "--text_column", "left", "--text_pair_column", "rigth")[2].startswith(
+        "error: Name the text_pair_column: expected one column beside those of texts and labels, found ['rigth']; "
+    )
+    assert run(*words, "--text_pair_column", "right")[0] == 0
+    status, lines, _ = run("predict", tmp_path / "adapter", "--file", tmp_path / "pairs.csv", "--text_column", "left")
+    found = [json.loads(line) for line in lines.splitlines()]
+    assert status == 0
+    assert [tuple(row["text"]) for row in found] == [row[:2] for row in rows]
+    accuracy = np.mean([row["label"] == label for row, (*_, label) in zip(found, rows, strict=True)])
+    status, output, _ = run("evaluate", tmp_path / "adapter", tmp_path / "pairs.csv", "--text_column", "left")
+    assert status == 0
+    assert re.search(rf"^accuracy +{accuracy:.3f} ", output, re.MULTILINE)
+    pairs.rename(columns={"right": "other"}).to_csv(tmp_path / "other.csv", index=False)
+    words = ["predict", tmp_path / "adapter", "--file", tmp_path / "other.csv", "--text_column", "left"]
+    assert "found ['right']" in run(*words)[2]
+    assert run(*words, "--text_pair_column", "other")[1] == lines
+    assert run("predict", tmp_path / "adapter", "good")[2] == (
+        "error: This adapter takes pairs of texts; give them as two columns of a --file.\n"
+    )
+
+
 # language-model
 
 

@@ -78,16 +78,29 @@ def test_a_truncated_text_is_reported(peft_model, tokenizer):
     assert note == f"The models have read the first 5 of the text's {length} tokens."
 
 
+def test_with_all_chunks_nothing_is_truncated(peft_model, tokenizer):
+    tokenizer.model_max_length, tokenizer.init_kwargs["average_chunks"] = 5, True
+    assert classify_with_both("the cast is a joy to watch " * 9, peft_model, tokenizer)[2] == ""
+
+
+def test_a_pair_is_read_whole(peft_model, tokenizer):
+    answers = [classify_with_both(pair, peft_model, tokenizer)[0] for pair in (("good", "bad film"), ("good", "good"))]
+    assert answers[0] == probabilities(peft_model, tokenizer, ("good", "bad film"))
+    assert answers[0] != answers[1]
+
+
 @pytest.mark.reliability("bad input")
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (("good", " "), "Write or paste a text first"),
+        (("good film!!", "good"), "too long: at most 10 characters"),
         ("", "Write or paste a text first"),
         (" \n\t\u2003", "Write or paste a text first"),
         ("good film!!", "too long: at most 10 characters are read; shorten it"),
         ("a \ud83d", "half of a surrogate pair"),
     ],
-    ids=["empty", "blank", "too long", "half a character"],
+    ids=["half a pair", "too long in a pair", "empty", "blank", "too long", "half a character"],
 )
 def test_a_text_that_cannot_be_read_is_answered(text, message, peft_model, tokenizer, monkeypatch):
     monkeypatch.setattr(web_page, "MAX_CHARACTERS", 10)
@@ -184,6 +197,17 @@ def read_bars(window, label: str) -> dict[str, float]:
 
 def hosts(window) -> set[str]:
     return {urlsplit(url).netloc for url in window.requests if urlsplit(url).scheme not in ("data", "blob")}
+
+
+@pytest.mark.slow
+def test_the_page_of_an_adapter_for_pairs_has_two_text_boxes(opened, visit, adapter_dir, args, peft_model, tokenizer):
+    save_recipe(args.replace(text_pair_column="answer"), adapter_dir)
+    window = visit(opened().local_url)
+    window.get_by_label("Second text").fill("a dull film")
+    window.get_by_label("Text", exact=True).fill("good")
+    window.get_by_role("button", name="Classify").click()
+    assert read_bars(window, TUNED) == probabilities(peft_model, tokenizer, ("good", "a dull film"))
+    assert window.get_by_text(EXAMPLES[0]).count() == 0
 
 
 @pytest.mark.slow

@@ -45,6 +45,13 @@ def test_the_results_look_like_those_of_a_method(dataset):
     assert len(majority["predictions"]) == len(classical["predictions"]) == dataset["test"].num_rows
 
 
+def test_the_classical_model_reads_both_texts_of_a_pair():
+    columns = {"text": ["same"] * 12, "text_pair": ["good film", "bad film"] * 6, "label": [1, 0] * 6}
+    split = Dataset.from_dict(columns).cast_column("label", ClassLabel(names=["bad", "good"]))
+    output, _ = classify_with_tfidf(DatasetDict(train=split, test=split), seed=0)
+    assert np.argmax(output.predictions, axis=-1).tolist() == columns["label"]
+
+
 @pytest.mark.reliability("bad input")
 def test_texts_without_a_word_leave_the_other_baseline(dataset, capsys):
     letters = DatasetDict({name: split.map(lambda row: {"text": "a b"}) for name, split in dataset.items()})

@@ -296,6 +296,7 @@ def test_the_texts_of_a_table_keep_their_rows(tmp_path):
     file = write(tmp_path / "rows.json", '[{"text": "a", "title": "x"}, {"text": null, "title": "y"}]')
     assert load_texts(file) == ["a", ""]
     assert load_texts(file, "title") == ["x", "y"]
+    assert load_texts(file, "title", "text") == [("x", "a"), ("y", "")]
 
 
 @pytest.mark.parametrize(

@@ -244,3 +244,15 @@ def test_a_streamed_run_that_failed_goes_on_and_ends_as_if_nothing_had_happened(
 def test_combinations_that_cannot_be_streamed_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         make_arguments(**changes)
+
+
+def test_pairs_are_streamed_without_those_of_validation_and_test(streamed):
+    columns = rows(80)
+    columns |= {"answer": [f"answer {number}" for number in range(80)], "question": ["same"] * 80}
+    del columns["text"]
+    args = streamed.replace(text_column="question", text_pair_column="answer")
+    dataset = prepare_stream(stream(train=columns), args)
+    held_out = {*dataset["test"]["text_pair"], *dataset["validation"]["text_pair"]}
+    seen = list(islice(dataset["train"], 400))
+    assert {row["text_pair"] for row in seen} == set(columns["answer"]) - held_out
+    assert {row["text"] for row in seen} == {"same"}
