@@ -3,6 +3,8 @@
 import pandas as pd
 from datasets import ClassLabel, Dataset, Value
 
+from peft_helpers.arguments import Arguments
+
 
 def find_columns(dataset: Dataset, text_column: str | None, label_column: str | None) -> tuple[str, str]:
     """Return the names of the text and the label column: those given, else the only candidates.
@@ -73,3 +75,11 @@ def order_names(labels: pd.Series, feature: ClassLabel | Value) -> list[str]:
     if numbers.notna().all():
         names = [name for name in numbers.sort_values(kind="stable").index if name != "-1"]
     return names
+
+
+def check_label_options(label_names: list[str], args: Arguments) -> None:
+    """Raise a ValueError where an option does not suit the labels."""
+    if args.training.tune_threshold and len(label_names) != 2:
+        raise ValueError(f"tune_threshold takes two labels; found {len(label_names)}, {label_names[:5]}. Leave it out.")
+    if args.training.class_weights and args.data.streaming:
+        raise ValueError("class_weights needs the labels of all training examples; leave it out, or --streaming.")

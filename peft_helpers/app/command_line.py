@@ -162,6 +162,7 @@ def evaluate(options: Namespace) -> None:
     dataset = helpers.load_labelled_examples(options.file, label_names, options.text_column, options.label_column)
     tokenized = helpers.tokenize_dataset(dataset, tokenizer)
     output = helpers.predict(model, tokenizer, tokenized, helpers.load_recipe(options.adapter_dir))
+    output = helpers.apply_threshold(output, helpers.Calibration.load(options.adapter_dir))
     table = helpers.report_per_class(output, label_names).round(3)
     print(f"{helpers.describe_evaluation(output)}\n\n{table.to_string()}")
 
@@ -171,9 +172,11 @@ def predict(options: Namespace) -> None:
     gc.set_threshold(100_000)  # collecting garbage while the large libraries are imported takes a second
     _start()
     model, tokenizer = helpers.load_adapter(options.adapter_dir)
+    calibration = helpers.Calibration.load(options.adapter_dir)
     texts = options.texts or helpers.load_texts(options.file, options.text_column)
     for start in trange(0, len(texts), CHUNK, disable=len(texts) <= CHUNK):
-        for row in helpers.classify_texts(model, tokenizer, texts[start : start + CHUNK]).to_dict("records"):
+        table = helpers.classify_texts(model, tokenizer, texts[start : start + CHUNK], calibration)
+        for row in table.to_dict("records"):
             probabilities = {name: row[f"P({name})"] for name in model.config.id2label.values()}
             line = {"text": row["text"], "label": row["label"], "probabilities": probabilities}
             print(json.dumps(line, ensure_ascii=False))
