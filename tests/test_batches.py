@@ -3,12 +3,14 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, DistilBertConfig, TrainerCallback
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from peft_helpers import make_trainer, predict
 from peft_helpers.batches import (
     LengthSampler,
     LengthTrainer,
     StepTimer,
+    balance_loss,
     batch_by_tokens,
     count_steps,
     format_seconds,
@@ -220,3 +222,18 @@ def test_steps_are_counted_as_the_trainer_counts_them(new_trainer, options, step
     trainer = new_trainer(**options)
     trainer.train()
     assert count_steps(trainer.train_dataset, trainer.args) == trainer.state.max_steps == steps
+
+
+# Class weights
+
+
+def test_each_label_has_the_same_weight_as_a_whole():
+    labels = torch.tensor([0] * 9 + [2])  # of four labels, two occur
+    outputs = SequenceClassifierOutput(logits=torch.randn(10, 4, generator=torch.Generator().manual_seed(0)))
+    losses = torch.nn.functional.cross_entropy(outputs.logits, labels, reduction="none")
+    loss = balance_loss(labels.tolist(), 4)
+    assert loss(outputs, labels) == pytest.approx(((losses[:9].mean() + losses[9]) / 2).item())
+    half = SequenceClassifierOutput(logits=outputs.logits[5:])
+    first = SequenceClassifierOutput(logits=outputs.logits[:5])
+    parts = loss(first, labels[:5], torch.tensor(10)) + loss(half, labels[5:], torch.tensor(10))
+    assert parts == pytest.approx(loss(outputs, labels).item())

@@ -2,6 +2,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from peft_helpers import make_arguments, prepare_splits
+from peft_helpers.columns import check_label_options
 
 TEXTS = [f"text number {number}" for number in range(40)]
 
@@ -35,3 +36,10 @@ def test_no_label_column_is_an_error():
 def test_a_named_column_that_is_missing_lists_the_columns(option):
     with pytest.raises(ValueError, match=rf"Name the {option}: .* found \['stars'\]; the columns are text"):
         prepare_splits(make(text=TEXTS, label=[0, 1] * 20), make_arguments(**{option: "stars"}))
+
+
+@pytest.mark.reliability("bad input")
+def test_class_weights_of_a_stream_are_refused():
+    args = make_arguments(class_weights="balanced", streaming=True, max_steps=4)
+    with pytest.raises(ValueError, match="class_weights needs the labels of all training examples"):
+        check_label_options(["a", "b"], args)
