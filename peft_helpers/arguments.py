@@ -1,7 +1,7 @@
 """What one run does: its options, in groups; `profiles.parse_arguments` makes them."""
 
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from peft_helpers.tiny_gpt2 import find_model
 
@@ -87,6 +87,8 @@ class TrainingOptions:
     per_device_train_batch_size: int = _option(16, "training examples per step and device")
     per_device_eval_batch_size: int = _option(128, "evaluation examples per step and device; fewer of long ones")
     gradient_accumulation_steps: int = _option(1, "batches whose gradients are added up for one update")
+    class_weights: Literal["balanced"] | None = _option(None, "balanced: rare labels weigh more in the loss")
+    tune_threshold: bool = _option(False, "decide between two labels by the best F1 of the rarer one on validation")
     bf16: bool | None = _option(None, "compute in bfloat16 (default: where the GPU or the CPU has it)")
     seed: int = _option(42, "seed of the head, of LoRA, of the order of examples and of subsets")
     output_dir: str = _option("lora_adapter", "folder of the adapter, and of checkpoints while training lasts")

@@ -8,10 +8,13 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from scipy.special import log_softmax
+from sklearn.utils.class_weight import compute_class_weight
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PredictionOutput, TrainOutput
+from transformers.utils import ModelOutput
 
 from peft_helpers.distributed import hold_in_bfloat16
 
@@ -76,6 +79,23 @@ def count_steps(train: Dataset | IterableDataset, args: TrainingArguments) -> in
     return steps
 
 
+def balance_loss(labels: list[int], number: int, smoothing: float = 0.0) -> Callable[..., torch.Tensor]:
+    """Return a ``compute_loss_func``: cross-entropy in which each of ``number`` labels has the same weight as a whole.
+
+    A label that ``labels`` has n_c times of n, with k labels that occur, weighs n / (k n_c). The Trainer leaves it to
+    this loss to divide by the examples of a whole update, accumulated batches and all.
+    """
+    present, weights = np.unique(labels), np.ones(number, dtype=np.float32)
+    weights[present] = compute_class_weight("balanced", classes=present, y=labels)
+
+    def compute_loss(outputs: ModelOutput, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None):
+        weight, options = torch.tensor(weights, device=labels.device), {"label_smoothing": smoothing}
+        loss = cross_entropy(outputs.logits.float(), labels, weight, reduction="sum", **options)
+        return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+    return compute_loss
+
+
 class LengthTrainer(Trainer):
     """A Trainer for datasets with a column ``length``: batches of similar length, in evaluation of similar tokens."""
 
@@ -86,6 +106,9 @@ class LengthTrainer(Trainer):
         # (transformers issue 47688). Its language model divides by it, but the Trainer counts the first token of each
         # row, which is not predicted (transformers pull request 46204 leaves out GPT2LMHeadModel).
         self.model_accepts_loss_kwargs = False
+        if self.train_dataset is not None and getattr(self.args, "class_weights", None):
+            labels, number = self.train_dataset["labels"][:], self.model.config.num_labels
+            self.compute_loss_func = balance_loss(labels, number, self.args.label_smoothing_factor)
 
     def _set_up(self, model: PreTrainedModel) -> PreTrainedModel:
         # It has no other name: https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/configuration_utils.py

@@ -5,7 +5,7 @@ import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value, concatenate_datasets
 
 from peft_helpers.arguments import Arguments, DataArguments
-from peft_helpers.columns import find_columns, join_texts, name_labels, order_names
+from peft_helpers.columns import check_label_options, find_columns, join_texts, name_labels, order_names
 
 SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}
 
@@ -26,6 +26,7 @@ def prepare_splits(raw: DatasetDict, args: Arguments) -> DatasetDict:
     if isinstance(next(iter(raw.values()), None), IterableDataset):
         raise ValueError("A streamed dataset has no tables to split; use prepare_stream, or leave out --streaming.")
     dataset, rows = read_rows(rename_splits(raw), args.data)
+    check_label_options(dataset.features["label"].names, args)
     rows = carve_missing_splits(rows, args.data.max_train_samples, args.training.seed)
     rank = rows["split"].map({"test": 0, "validation": 1, "train": 2})
     rows = keep_rows(rows, rank == rank.groupby(rows["text"]).transform("min"), "have a text of another split")

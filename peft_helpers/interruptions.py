@@ -16,8 +16,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from peft_helpers.distributed import process_state
 
-# Of the command line: with a new adapter they would be out of date.
-RESULTS_FILE, FIGURES = "results.json", ("before_after.png", "training.png", "confusions.png")
+# Of the command line: with a new adapter they would be out of date, and so would the calibration.
+RESULTS_FILE, FIGURES = "results.json", ("before_after.png", "training.png", "confusions.png", "reliability.png")
+CALIBRATION_FILE = "calibration.json"
 # The recipe of the checkpoints: an adapter that is still in the folder may be of another one, and keeps its own.
 CHECKPOINTS_RUN_FILE = "run_config_of_checkpoints.json"
 _LESS_MEMORY = (
@@ -190,7 +191,7 @@ def finish_replacing(folder: Path) -> None:
 
 def _carry_over(old: Path, folder: Path) -> None:
     for path in old.iterdir() if old.exists() else ():
-        if not (folder / path.name).exists() and path.name not in (RESULTS_FILE, *FIGURES):
+        if not (folder / path.name).exists() and path.name not in (RESULTS_FILE, CALIBRATION_FILE, *FIGURES):
             path.rename(folder / path.name)
     shutil.rmtree(old, ignore_errors=True)
 

@@ -14,6 +14,7 @@ from transformers.trainer_utils import PredictionOutput
 
 from peft_helpers.adapters import RUN_FILE, check_output_dir, describe_adapter
 from peft_helpers.analysis.adapter_checks import check_adapter
+from peft_helpers.analysis.calibration import apply_threshold, calibrate
 from peft_helpers.analysis.model_card import save_model_card
 from peft_helpers.arguments import Arguments
 from peft_helpers.distributed import best_device
@@ -32,7 +33,7 @@ class RunResult:
     args: Arguments
     label_names: list[str] | None
     untuned: PredictionOutput  # of `predict`
-    tuned: PredictionOutput  # of the adapter as it was loaded again
+    tuned: PredictionOutput  # of the adapter as it was loaded again, before its calibration
     log_history: list[dict]  # of the Trainer
     trainable_parameters: int
     parameters: int
@@ -55,8 +56,7 @@ def run(
     check_output_dir(args)
     seconds = {}
     with _timed(seconds, "load"):
-        label = dataset["test"].features.get("label")
-        label_names = label and label.names
+        label_names = getattr(dataset["test"].features.get("label"), "names", None)
         name, length, chunks = args.model.model_name_or_path, args.data.max_length, args.data.average_chunks
         tokenizer = AutoTokenizer.from_pretrained(name, model_max_length=length, average_chunks=chunks)
         model = load_model(args, tokenizer, task, label_names)
@@ -72,11 +72,14 @@ def run(
             trainer.train(resume_from_checkpoint=checkpoint)
     with _timed(seconds, "evaluate tuned"):
         tuned = predict(peft_model, tokenizer, tokenized["test"], args, task)
+        validated = label_names and predict(peft_model, tokenizer, tokenized["validation"], args, task)
     with _timed(seconds, "save"), replace_folder(args.training.output_dir) as folder:
         peft_model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         describe_adapter(peft_model, args, folder)
-        save_model_card(peft_model, args, untuned, tuned, folder)
+        calibration = calibrate(validated, args.training.tune_threshold)
+        calibration.save(folder)
+        save_model_card(peft_model, args, untuned, apply_threshold(tuned, calibration), folder)
     with _timed(seconds, "reload and evaluate"):
         reloaded_model, reloaded_tokenizer = load_adapter(args.training.output_dir, task, label_names)
         test = task.tokenize(DatasetDict(test=dataset["test"]), reloaded_tokenizer)["test"]

@@ -51,7 +51,14 @@ def started(args) -> Path:
 @pytest.mark.reliability("bad input")
 @pytest.mark.parametrize(
     "changes",
-    [{"learning_rate": 2e-2}, {"max_length": 8}, {"max_train_samples": 16}, {"seed": 1}, {"num_train_epochs": 3}],
+    [
+        {"learning_rate": 2e-2},
+        {"max_length": 8},
+        {"max_train_samples": 16},
+        {"seed": 1},
+        {"num_train_epochs": 3},
+        {"class_weights": "balanced"},
+    ],
     ids=str,
 )
 def test_the_checkpoints_of_another_recipe_are_taken_by_none_and_removed_when_asked(started, args, changes):

@@ -3,6 +3,7 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, DistilBertConfig, TrainerCallback
+from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_utils import PredictionOutput
 
 from peft_helpers import compute_metrics, make_trainer, predict
@@ -11,6 +12,7 @@ from peft_helpers.batches import (
     LengthTrainer,
     StepTimer,
     average_chunks,
+    balance_loss,
     batch_by_tokens,
     count_steps,
     format_seconds,
@@ -234,3 +236,18 @@ def test_chunks_are_averaged_to_the_logarithms_of_mean_probabilities():
     assert averaged.label_ids.tolist() == [1, 0]
     assert averaged.metrics.items() >= {"test_runtime": 2.0, "test_examples": 2, "test_accuracy": 0.5}.items()
     assert average_chunks(output, Dataset.from_dict({"length": [1] * 4}), compute_metrics) is output
+
+
+# Class weights
+
+
+def test_each_label_has_the_same_weight_as_a_whole():
+    labels = torch.tensor([0] * 9 + [2])  # of four labels, two occur
+    outputs = SequenceClassifierOutput(logits=torch.randn(10, 4, generator=torch.Generator().manual_seed(0)))
+    losses = torch.nn.functional.cross_entropy(outputs.logits, labels, reduction="none")
+    loss = balance_loss(labels.tolist(), 4)
+    assert loss(outputs, labels) == pytest.approx(((losses[:9].mean() + losses[9]) / 2).item())
+    half = SequenceClassifierOutput(logits=outputs.logits[5:])
+    first = SequenceClassifierOutput(logits=outputs.logits[:5])
+    parts = loss(first, labels[:5], torch.tensor(10)) + loss(half, labels[5:], torch.tensor(10))
+    assert parts == pytest.approx(loss(outputs, labels).item())

@@ -349,6 +349,7 @@ def test_a_first_save_makes_the_folder_and_its_parents(tmp_path):
 
 def test_the_users_own_files_are_carried_over(earlier):
     (earlier / "notes.txt").write_text("mine")
+    (earlier / "calibration.json").write_text("of the earlier adapter")
     (earlier / ".git").mkdir()
     with replace_folder(earlier) as folder:
         write_new(folder)

@@ -74,7 +74,7 @@ def test_the_folder_holds_what_is_needed_and_no_checkpoints(finished):
     names = {path.name for path in Path(finished.args.training.output_dir).iterdir()}
     assert names == {
         "adapter_config.json", "adapter_model.safetensors", "config.json", "README.md", "run_config.json",
-        "tokenizer.json", "tokenizer_config.json",
+        "tokenizer.json", "tokenizer_config.json", "calibration.json",
     }  # fmt: skip
 
 

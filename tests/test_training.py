@@ -106,8 +106,10 @@ def test_the_trainer_never_sees_the_test_examples(peft_model, tokenizer, tokeniz
     assert sorted(trainer.eval_dataset["input_ids"][:]) == sorted(tokenized["validation"]["input_ids"][:])
 
 
-def test_the_validation_loss_weighs_each_example_alike(new_trainer):
-    trainer = new_trainer()
+@pytest.mark.parametrize("class_weights", [None, "balanced"])
+def test_the_validation_loss_weighs_each_example_alike(new_trainer, raw, class_weights):
+    raw["train"] = raw["train"].select(range(5, 29))
+    trainer = new_trainer(class_weights=class_weights)
     assert trainer.eval_dataset.num_rows % trainer.args.per_device_eval_batch_size  # the last batch has fewer
     output = trainer.predict(trainer.eval_dataset)
     losses = torch.nn.functional.cross_entropy(torch.tensor(output.predictions), torch.tensor(output.label_ids))
@@ -167,11 +169,14 @@ def test_activation_checkpointing_gives_the_same_model_and_loses_no_gradient(new
 
 
 @pytest.mark.slow
-def test_accumulated_gradients_are_those_of_the_larger_batch(new_trainer):
+@pytest.mark.parametrize("class_weights", [None, "balanced"])  # of the labels here, which are even, they are 1
+def test_accumulated_gradients_are_those_of_the_larger_batch(new_trainer, class_weights):
     settings = {"lora_dropout": 0.0, "num_train_epochs": 1}
     whole, parts = (
         new_trainer(per_device_train_batch_size=8, **settings),
-        new_trainer(per_device_train_batch_size=2, gradient_accumulation_steps=4, **settings),
+        new_trainer(
+            per_device_train_batch_size=2, gradient_accumulation_steps=4, class_weights=class_weights, **settings
+        ),
     )
     expected, gradients = train_and_keep_gradients(whole), train_and_keep_gradients(parts)
     assert parts.state.global_step == whole.state.global_step == 4

@@ -5,9 +5,12 @@ import numpy as np
 import pandas as pd
 from datasets import DatasetDict
 from matplotlib.figure import Figure
+from scipy.special import softmax
+from sklearn.calibration import CalibrationDisplay
 from sklearn.metrics import ConfusionMatrixDisplay
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
+from peft_helpers.analysis.calibration import BINS, expected_calibration_error
 from peft_helpers.analysis.texts import count_tokens
 from peft_helpers.metrics import METRIC_NAMES, compute_metrics, predicted_labels
 
@@ -96,6 +99,19 @@ def plot_before_after(untuned: EvalPrediction, tuned: EvalPrediction, majority: 
                        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})  # fmt: skip
     axes.set(ylim=(0, 1.12), ylabel="score", title=f"Before and after, on {len(tuned.label_ids):,} test examples")
     axes.legend(**BELOW)
+    return figure
+
+
+def plot_reliability(output: EvalPrediction, temperature: float) -> Figure:
+    """Draw how often ``output`` of `predict` is right against how sure it is, without and with the temperature."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", sharey=True)
+    right = predicted_labels(output) == output.label_ids
+    for axis, value, name in zip(axes, (1.0, temperature), ("Before", "With the temperature"), strict=True):
+        confidence = softmax(output.predictions / value, axis=-1).max(axis=-1)
+        shares = {"weights": np.full(len(right), 1 / len(right)), "label": "share of the examples"}
+        axis.hist(confidence, np.linspace(0, 1, BINS + 1), color=LIGHT, **shares, **EDGE)
+        CalibrationDisplay.from_predictions(right, confidence, n_bins=BINS, ax=axis, name="accuracy", color=DARK)
+        axis.set(title=f"{name}: error {expected_calibration_error(output, value):.3f}", xlabel="confidence", ylabel="")
     return figure
 
 

@@ -3,6 +3,7 @@
 import json
 import platform
 from contextlib import suppress
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -11,17 +12,20 @@ import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict
 from scipy.special import softmax
-from sklearn.metrics import classification_report
+from sklearn.metrics import average_precision_score, classification_report, f1_score, roc_auc_score
 from transformers import EvalPrediction
 
 from peft_helpers.adapters import adapter_size
-from peft_helpers.analysis.plots import plot_before_after, plot_confusions, plot_training
+from peft_helpers.analysis.calibration import Calibration, apply_threshold, calibration_errors, rarer_label
+from peft_helpers.analysis.plots import plot_before_after, plot_confusions, plot_reliability, plot_training
 from peft_helpers.analysis.significance import accuracy_interval, check_same_examples, compare_paired, f1_interval
 from peft_helpers.columns import join_texts
 from peft_helpers.distributed import best_device
 from peft_helpers.interruptions import FIGURES, RESULTS_FILE
 from peft_helpers.metrics import METRIC_NAMES, compute_metrics, predicted_labels
 from peft_helpers.pipeline import RunResult
+
+RARER_NAMES = {"rarer_f1": "F1 (rarer label)", "roc_auc": "ROC AUC", "rarer_ap": "average precision (rarer label)"}
 
 
 def majority_class(dataset: DatasetDict) -> EvalPrediction:
@@ -33,11 +37,20 @@ def majority_class(dataset: DatasetDict) -> EvalPrediction:
 
 
 def score(output: EvalPrediction) -> dict[str, float | list[float]]:
-    """Return `compute_metrics` of ``output``, and the 95 % intervals of accuracy and macro F1 as [low, high]."""
-    labels = predicted_labels(output)
-    return compute_metrics(output) | {
-        "accuracy_interval": list(accuracy_interval(labels, output.label_ids)),
-        "f1_interval": list(f1_interval(labels, output.label_ids)),
+    """Return `compute_metrics` of ``output``, and the 95 % intervals of accuracy and macro F1 as [low, high].
+
+    Of two labels that both occur, also F1, ROC AUC and average precision with `rarer_label` as the positive one.
+    """
+    labels, references = predicted_labels(output), output.label_ids
+    scores = compute_metrics(output)
+    if output.predictions.shape[1] == 2 == len(np.unique(references)):
+        rarer, margins = rarer_label(references), np.diff(output.predictions)[:, 0]
+        ranked = references == rarer, margins if rarer else -margins
+        of_rarer = f1_score(ranked[0], labels == rarer), roc_auc_score(*ranked), average_precision_score(*ranked)
+        scores |= dict(zip(RARER_NAMES, map(float, of_rarer), strict=True))
+    return scores | {
+        "accuracy_interval": list(accuracy_interval(labels, references)),
+        "f1_interval": list(f1_interval(labels, references)),
     }
 
 
@@ -45,7 +58,7 @@ def compare(untuned: EvalPrediction, tuned: EvalPrediction) -> dict[str, dict]:
     """Return `score` of two outputs of `predict` on the same examples, and their ``difference``: `compare_paired`."""
     check_same_examples(untuned.label_ids, tuned.label_ids)
     before, after = score(untuned), score(tuned)
-    difference = {metric: after[metric] - before[metric] for metric in METRIC_NAMES}
+    difference = {metric: after[metric] - before[metric] for metric in METRIC_NAMES | RARER_NAMES if metric in after}
     difference |= compare_paired(predicted_labels(untuned), predicted_labels(tuned), tuned.label_ids)
     return {"untuned": before, "tuned": after, "difference": difference}
 
@@ -64,9 +77,8 @@ def format_comparison(
 
 
 def _format_scores(scores: dict, sign: str = "") -> dict[str, str]:
-    return {
-        title: format_score(scores[name], scores.get(f"{name}_interval"), sign) for name, title in METRIC_NAMES.items()
-    }
+    titles = {name: title for name, title in (METRIC_NAMES | RARER_NAMES).items() if name in scores}
+    return {title: format_score(scores[name], scores.get(f"{name}_interval"), sign) for name, title in titles.items()}
 
 
 def format_score(value: float, interval: list[float] | None = None, sign: str = "") -> str:
@@ -136,8 +148,11 @@ def describe_environment() -> pd.Series:
 def save_results(result: RunResult, majority: EvalPrediction) -> None:
     """Write ``results.json`` and the figures into the adapter's folder; ``majority`` is that of `majority_class`."""
     folder = Path(result.args.training.output_dir)
+    calibration = Calibration.load(folder)
+    tuned = apply_threshold(result.tuned, calibration)
     summary = {
-        "metrics": compare(result.untuned, result.tuned),
+        "metrics": compare(result.untuned, tuned),
+        "calibration": asdict(calibration) | calibration_errors(result.tuned, calibration.temperature),
         "majority_class_accuracy": compute_metrics(majority)["accuracy"],
         "test_examples": len(result.tuned.label_ids),
         "label_names": result.label_names,
@@ -149,20 +164,25 @@ def save_results(result: RunResult, majority: EvalPrediction) -> None:
         "seconds": result.seconds,
     }
     (folder / RESULTS_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    before_after, training, confusions = (folder / name for name in FIGURES)
-    plot_before_after(result.untuned, result.tuned, majority).savefig(before_after, dpi=150)
+    before_after, training, confusions, reliability = (folder / name for name in FIGURES)
+    plot_before_after(result.untuned, tuned, majority).savefig(before_after, dpi=150)
     plot_training(result.log_history).savefig(training, dpi=150)
-    plot_confusions(result.untuned, result.tuned, result.label_names).savefig(confusions, dpi=150)
+    plot_confusions(result.untuned, tuned, result.label_names).savefig(confusions, dpi=150)
+    plot_reliability(result.tuned, calibration.temperature).savefig(reliability, dpi=150)
 
 
 def describe_run(result: RunResult) -> str:
     """Return the table before and after, where everything is, and what can be done next."""
     folder = result.args.training.output_dir
-    share = result.trainable_parameters / result.parameters
-    table = format_comparison(result.untuned, result.tuned, result.trainable_parameters, adapter_size(folder))
+    share, calibration = result.trainable_parameters / result.parameters, Calibration.load(folder)
+    errors = calibration_errors(result.tuned, calibration.temperature)
+    tuned = apply_threshold(result.tuned, calibration)
+    table = format_comparison(result.untuned, tuned, result.trainable_parameters, adapter_size(folder))
     return (
         f"\n{len(result.tuned.label_ids):,} test examples; {share:.2%} of the parameters trained; "
         f"{sum(result.seconds.values()):.0f} seconds\n{table.to_string()}\n\n"
+        f"Expected calibration error: {errors['before']:.3f}, with the temperature fitted on validation "
+        f"{errors['after']:.3f}; by chance alone, {errors['by_chance']:.3f}.\n"
         f"The adapter, {RESULTS_FILE} and the figures are in {folder}. What next:\n"
         f'  python -m peft_helpers predict {folder} "a text" "another text"\n'
         f"  python -m peft_helpers evaluate {folder} other_examples.csv"

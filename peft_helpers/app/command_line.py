@@ -181,6 +181,7 @@ def evaluate(options: Namespace) -> None:
     columns = options.text_column, options.label_column, options.text_pair_column or args.data.text_pair_column
     dataset = helpers.load_labelled_examples(options.file, label_names, *columns)
     output = helpers.predict(model, tokenizer, helpers.tokenize_dataset(dataset, tokenizer), args)
+    output = helpers.apply_threshold(output, helpers.Calibration.load(options.adapter_dir))
     table = helpers.report_per_class(output, label_names).round(3)
     print(f"{helpers.describe_evaluation(output)}\n\n{table.to_string()}")
 
@@ -194,8 +195,10 @@ def predict(options: Namespace) -> None:
         raise ValueError("This adapter takes pairs of texts; give them as two columns of a --file.")
     texts = options.texts or helpers.load_texts(options.file, options.text_column, pair_column)
     model, tokenizer = helpers.load_adapter(options.adapter_dir)
+    calibration = helpers.Calibration.load(options.adapter_dir)
     for start in trange(0, len(texts), CHUNK, disable=len(texts) <= CHUNK):
-        for row in helpers.classify_texts(model, tokenizer, texts[start : start + CHUNK]).to_dict("records"):
+        table = helpers.classify_texts(model, tokenizer, texts[start : start + CHUNK], calibration)
+        for row in table.to_dict("records"):
             probabilities = {name: row[f"P({name})"] for name in model.config.id2label.values()}
             line = {"text": row["text"], "label": row["label"], "probabilities": probabilities}
             print(json.dumps(line, ensure_ascii=False))

@@ -8,6 +8,7 @@ from threading import Lock
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, set_seed
 
+from peft_helpers.analysis.calibration import AS_IT_IS, Calibration
 from peft_helpers.analysis.model_card import display_name
 from peft_helpers.analysis.texts import classify_texts, count_tokens
 from peft_helpers.arguments import Arguments
@@ -57,12 +58,13 @@ def open_page(adapter_dir: Path, server_name: str = "127.0.0.1", server_port: in
 
 
 def _make_page(model: PeftModel, tokenizer: PreTrainedTokenizerBase, args: Arguments) -> "gradio.Blocks":
+    calibration = Calibration.load(args.training.output_dir)
     lock = Lock()  # one text at a time: the adapter is switched off and on
 
     def answer(*texts: str) -> tuple[dict | None, dict | None, str]:
         try:
             with lock:
-                return classify_with_both(texts if len(texts) > 1 else texts[0], model, tokenizer)
+                return classify_with_both(texts if len(texts) > 1 else texts[0], model, tokenizer, calibration)
         except ValueError as error:
             return None, None, str(error)
 
@@ -101,8 +103,10 @@ Any text gets one of the {model.config.num_labels} labels, however little it fit
 """
 
 
-def classify_with_both(text: Text, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> tuple[dict, dict, str]:
-    """Return the probability of each label after and before fine-tuning, and a note if the text was truncated.
+def classify_with_both(
+    text: Text, model: PeftModel, tokenizer: PreTrainedTokenizerBase, calibration: Calibration = AS_IT_IS
+) -> tuple[dict, dict, str]:
+    """Return the probability of each label after and before fine-tuning, and a note on truncation and on a threshold.
 
     A text, also one of a pair, that is blank, too long or not whole is a ValueError.
     """
@@ -111,7 +115,7 @@ def classify_with_both(text: Text, model: PeftModel, tokenizer: PreTrainedTokeni
         raise ValueError("Write or paste a text first.")
     if max(map(len, parts)) > MAX_CHARACTERS:
         raise ValueError(f"This text is too long: at most {MAX_CHARACTERS:,} characters are read; shorten it.")
-    tuned = classify_texts(model, tokenizer, [text])
+    tuned = classify_texts(model, tokenizer, [text], calibration)
     with model.disable_adapter():
         untuned = classify_texts(model, tokenizer, [text])
     names = model.config.id2label.values()
@@ -119,4 +123,6 @@ def classify_with_both(text: Text, model: PeftModel, tokenizer: PreTrainedTokeni
     length, read = count_tokens([text], tokenizer)[0], tokenizer.model_max_length
     is_truncated = length > read and not tokenizer.init_kwargs.get("average_chunks")
     note = f"The models have read the first {read:,} of the text's {length:,} tokens." if is_truncated else ""
+    if calibration.threshold != 0.5:
+        note += f" With the threshold of this adapter, its answer is {tuned['label'][0]}."
     return after, before, note

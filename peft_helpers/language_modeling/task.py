@@ -96,6 +96,7 @@ def plan_language_modeling(args: Arguments) -> tuple[Arguments, Task]:
         "max_eval_samples": options["max_eval_samples"] or args.data.max_eval_samples,
         # Each token has a logit for every entry of the vocabulary: what fits in training fits in evaluation too.
         "per_device_eval_batch_size": args.training.per_device_train_batch_size,
+        "class_weights": None,
         "output_dir": f"{Path(args.training.output_dir)}_language_model",
     }
     planned = args.replace(**options)

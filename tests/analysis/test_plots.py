@@ -9,6 +9,7 @@ from peft_helpers import (
     plot_class_balance,
     plot_confusions,
     plot_methods,
+    plot_reliability,
     plot_search,
     plot_token_lengths,
     plot_training,
@@ -49,6 +50,16 @@ def test_token_lengths_tell_how_much_is_beyond_max_length(tokenizer):
     assert axes.get_title() == f"{longer:.0%} of texts are longer than max_length; {beyond:.0%} of tokens lie beyond it"
     assert 0 < beyond < 1
     assert sum(bar_heights(axes)) == 4
+
+
+def test_reliability_shows_accuracy_and_shares_before_and_after():
+    logits = np.log([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.4, 0.6]])
+    before, after = plot_reliability(EvalPrediction(logits, np.array([0, 1, 1, 0])), 100.0).axes
+    accuracy = next(line for line in before.lines if line.get_label() == "accuracy")
+    np.testing.assert_allclose(np.transpose(accuracy.get_data()), [[0.6, 0.5], [0.9, 0.5]])
+    assert sorted(height for height in bar_heights(before) if height) == [0.5, 0.5]
+    assert [height for height in bar_heights(after) if height] == [1.0]
+    assert (before.get_title(), after.get_title()) == ("Before: error 0.250", "With the temperature: error 0.004")
 
 
 def test_training_marks_the_checkpoint_that_is_kept():

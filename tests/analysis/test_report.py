@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,9 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features
 from transformers.trainer_utils import PredictionOutput
 
+from peft_helpers import Calibration, expected_calibration_error
 from peft_helpers.analysis.report import (
+    RARER_NAMES,
     compare,
     compare_per_class,
     describe_environment,
@@ -105,7 +108,10 @@ def test_what_is_saved_compares_the_models_example_by_example(result):
     save_results(result, MAJORITY)
     folder = Path(result.args.training.output_dir)
     summary = json.loads((folder / "results.json").read_text())
-    assert len(list(folder.glob("*.png"))) == 3
+    assert len(list(folder.glob("*.png"))) == 4
+    assert (
+        summary["calibration"]["before"] == summary["calibration"]["after"] == expected_calibration_error(result.tuned)
+    )
     paired = compare_paired(UNTUNED, TUNED, TRUE)
     assert summary["metrics"]["untuned"]["accuracy"] == summary["majority_class_accuracy"] == 0.5
     difference = summary["metrics"]["difference"]
@@ -114,6 +120,28 @@ def test_what_is_saved_compares_the_models_example_by_example(result):
     assert difference["mcnemar_p_value"] == mcnemar_p_value(UNTUNED == TRUE, TUNED == TRUE)
     assert (summary["test_examples"], summary["adapter_megabytes"]) == (20, 2.5)
     assert summary["config"]["learning_rate"] == 8e-3
+
+
+def test_scores_of_two_labels_are_those_of_the_rarer_one():
+    margins, true = np.array([3.0, 2.0, -1.0, -2.0, -3.0, 1.0]), np.array([1, 1, 0, 0, 0, 0])
+    logits = np.stack([np.zeros(6), margins], axis=1)
+    found = score(PredictionOutput(logits, true, {}))
+    assert (found["rarer_f1"], found["roc_auc"], found["rarer_ap"]) == (pytest.approx(0.8), 1, 1)
+    swapped = score(PredictionOutput(logits[:, ::-1], 1 - true, {}))
+    assert {name: swapped[name] for name in RARER_NAMES} == {name: found[name] for name in RARER_NAMES}
+    assert not RARER_NAMES.keys() & score(PredictionOutput(logits, np.ones(6, dtype=int), {})).keys()
+    assert not RARER_NAMES.keys() & score(PredictionOutput(np.eye(3), np.arange(3), {})).keys()
+
+
+def test_a_threshold_of_the_folder_decides_in_the_results(result):
+    folder = Path(result.args.training.output_dir)
+    Calibration(1.5, 0.95, 1).save(folder)  # as sure as these logits make it, no example is the second label
+    save_results(result, MAJORITY)
+    summary = json.loads((folder / "results.json").read_text())
+    assert summary["metrics"]["tuned"]["accuracy"] == 0.5
+    assert (summary["calibration"]["threshold"], summary["calibration"]["label"]) == (0.95, 1)
+    assert summary["calibration"]["after"] == expected_calibration_error(result.tuned, 1.5)
+    assert re.search(r"^accuracy .* 0\.500 \[", describe_run(result), re.MULTILINE)
 
 
 def test_the_description_tells_examples_share_and_time(result):
@@ -126,7 +154,8 @@ def test_an_evaluation_is_a_line_a_metric():
     lines = describe_evaluation(output(TUNED, TRUE)).splitlines()
     assert lines[0] == "20 examples"
     names = ["accuracy", "precision (macro)", "recall (macro)", "F1 (macro)"]
-    assert [line[:18].strip() for line in lines[1:]] == names
+    names += ["F1 (rarer label)", "ROC AUC", "average precision (rarer label)"]
+    assert [line[:30].strip() for line in lines[1:]] == names
     low, high = accuracy_interval(TUNED, TRUE)
     assert lines[1].endswith(f"0.900 [{low:.3f}, {high:.3f}]")
 

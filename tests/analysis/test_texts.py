@@ -4,7 +4,7 @@ import torch
 from conftest import LABELS
 from tokenizers.processors import TemplateProcessing
 
-from peft_helpers import classify_texts, predict
+from peft_helpers import Calibration, classify_texts, predict
 from peft_helpers.analysis.texts import count_tokens
 
 
@@ -24,6 +24,16 @@ def test_texts_get_the_probabilities_of_predict_alone_and_among_others(peft_mode
     alone = [classify_texts(peft_model, tokenizer, [text])["P(positive)"][0] for text in texts[:3]]
     np.testing.assert_allclose(together, expected, atol=1e-5)
     np.testing.assert_allclose(alone, expected[:3], atol=1e-5)
+
+
+def test_a_calibration_changes_probabilities_and_its_threshold_labels(peft_model, tokenizer, tokenized, raw, args):
+    logits = torch.tensor(predict(peft_model, tokenizer, tokenized["test"], args).predictions)
+    expected = (logits / 3).softmax(-1)[:, 1].numpy()
+    threshold = float(np.sort(expected)[[5, 6]].mean())
+    table = classify_texts(peft_model, tokenizer, raw["test"]["text"][:], Calibration(3.0, threshold, 1))
+    np.testing.assert_allclose(table["P(positive)"], expected, atol=1e-5)
+    assert table["label"].tolist() == [LABELS[int(above)] for above in expected > threshold]
+    assert table["probability"].tolist() == [row[f"P({row['label']})"] for row in table.to_dict("records")]
 
 
 @pytest.mark.reliability("bad input")

@@ -3,6 +3,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,7 +86,10 @@ def test_train_leaves_results_and_figures_beside_the_adapter(trained):
     assert results["config"]["per_device_train_batch_size"] == 8
     assert {"torch", "peft", "device"} <= results["environment"].keys()
     assert results["seconds"]["train"] > 0
-    for name in ("before_after.png", "training.png", "confusions.png"):
+    calibration, temperature = results["calibration"], helpers.Calibration.load(adapter).temperature
+    assert calibration["temperature"] == temperature != 1
+    assert calibration["before"] != calibration["after"]
+    for name in ("before_after.png", "training.png", "confusions.png", "reliability.png"):
         assert (adapter / name).read_bytes().startswith(b"\x89PNG")
 
 
@@ -141,6 +145,16 @@ def test_predict_gives_each_text_a_label_and_probabilities(trained, run):
         assert list(row["probabilities"]) == LABELS
         assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
         assert row["label"] == max(row["probabilities"], key=row["probabilities"].get)
+
+
+def test_predict_answers_with_the_temperature_of_the_folder(trained, run, tmp_path):
+    answers = []
+    for temperature in (1.0, 2.0):
+        folder = shutil.copytree(trained[0], tmp_path / str(temperature), ignore=lambda *_: ["calibration.json"])
+        helpers.Calibration(temperature).save(folder)
+        answers.append(json.loads(run("predict", folder, "a fine film")[1])["probabilities"])
+    sharp, flat = (np.array(list(answer.values())) for answer in answers)
+    np.testing.assert_allclose(flat, np.sqrt(sharp) / np.sqrt(sharp).sum(), rtol=1e-4)
 
 
 def test_predict_reads_a_text_a_line(trained, run, tmp_path, monkeypatch):

@@ -54,6 +54,14 @@ def test_both_models_give_each_label_its_probability(peft_model, untuned, tokeni
     assert note == ""
 
 
+def test_the_tuned_model_is_calibrated_and_the_untuned_one_is_not(peft_model, tokenizer):
+    plain, calibration = classify_with_both("a fine film", peft_model, tokenizer), helpers.Calibration(5.0, 0.999, 1)
+    tuned, untuned, note = classify_with_both("a fine film", peft_model, tokenizer, calibration)
+    assert untuned == plain[1]
+    assert 0.5 < max(tuned.values()) < max(plain[0].values())
+    assert note.strip() == "With the threshold of this adapter, its answer is negative."
+
+
 @pytest.mark.reliability("fault")
 def test_a_base_model_that_has_gone_is_named(adapter_dir, args):
     pytest.importorskip("gradio", reason=NO_GRADIO)
