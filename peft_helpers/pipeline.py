@@ -15,6 +15,7 @@ from transformers.trainer_utils import PredictionOutput
 from peft_helpers.adapters import RUN_FILE, check_output_dir, describe_adapter
 from peft_helpers.analysis.adapter_checks import check_adapter
 from peft_helpers.analysis.model_card import save_model_card
+from peft_helpers.analysis.upload import create_repository, upload_adapter
 from peft_helpers.arguments import Arguments
 from peft_helpers.distributed import best_device
 from peft_helpers.interruptions import guard_training, replace_folder
@@ -45,20 +46,19 @@ def run(
     """Do what the notebook does up to its comparison before and after: the same metrics and the same adapter.
 
     ``dataset`` has train, validation and test, from `prepare_splits` or `load_documents`. The adapter is saved to
-    ``output_dir``.
+    ``output_dir``, and sent to the Hub with ``push_to_hub``.
 
     Raises:
         AssertionError: the reloaded adapter gives other predictions than the model in memory.
-        FileExistsError, FileNotFoundError, ValueError: see `check_model` and `check_output_dir`.
+        FileExistsError, FileNotFoundError, ValueError: see `check_model`, `check_output_dir`, `create_repository`.
     """
     check_model(args)
     check_output_dir(args)
+    create_repository(args)
     seconds = {}
     with _timed(seconds, "load"):
-        label = dataset["test"].features.get("label")
-        label_names = label and label.names
-        name = args.model.model_name_or_path
-        tokenizer = AutoTokenizer.from_pretrained(name, model_max_length=args.data.max_length)
+        label_names = getattr(dataset["test"].features.get("label"), "names", None)
+        tokenizer = AutoTokenizer.from_pretrained(args.model.model_name_or_path, model_max_length=args.data.max_length)
         model = load_model(args, tokenizer, task, label_names)
         tokenized = task.tokenize(dataset, tokenizer)
     with _timed(seconds, "evaluate untuned"):
@@ -82,6 +82,7 @@ def run(
         test = task.tokenize(DatasetDict(test=dataset["test"]), reloaded_tokenizer)["test"]
         reloaded = predict(reloaded_model, reloaded_tokenizer, test, args, task)
         assert_same_predictions(tuned, reloaded, args.training.dtype)
+    upload_adapter(args)  # not by the Trainer, which would send checkpoints too
     trainable, total = peft_model.get_nb_trainable_parameters()
     return RunResult(args, label_names, untuned, reloaded, trainer.state.log_history, trainable, total, seconds)
 
