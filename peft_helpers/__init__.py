@@ -34,8 +34,11 @@ if TYPE_CHECKING:
         most_confident_errors,
         report_per_class,
         save_results,
+        suspicious_labels,
     )
     from peft_helpers.analysis.texts import classify_texts
+    from peft_helpers.analysis.upload import create_repository, upload_adapter
+    from peft_helpers.app.export import export_adapter
     from peft_helpers.app.notebook import check_requirements, keep_output_clean
     from peft_helpers.app.profiles import check_run, parse_arguments
     from peft_helpers.arguments import BBC_NEWS, Arguments
@@ -69,6 +72,8 @@ if TYPE_CHECKING:
 # On some CPUs bitsandbytes tells of an optional kernel when it is first imported, which peft does: nothing is amiss.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
+# What an error says where an optional package is missing.
+INSTALL = f"`python -m pip install -r {Path(__file__).with_name('optional_requirements.txt')}`"
 _MODULES = {
     alias.name: node.module
     for node in ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8")))

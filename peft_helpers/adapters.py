@@ -62,7 +62,7 @@ def _find_difference(folder: Path, args: Arguments) -> str:
     """Return how what ``folder`` holds differs from what ``args`` would make, or nothing."""
     is_started = any(folder.glob("checkpoint-*")) or (folder / ADAPTER_CONFIG).is_file()
     if not is_started:
-        others = [path.name for path in folder.iterdir() if path.name != CHECKPOINTS_RUN_FILE]
+        others = [path.name for path in folder.iterdir() if path.name not in (CHECKPOINTS_RUN_FILE, "runs")]
         return f"holds no adapter but {', '.join(sorted(others)[:5])}" if others else ""
     file = folder / CHECKPOINTS_RUN_FILE
     try:

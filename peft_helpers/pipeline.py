@@ -16,6 +16,7 @@ from peft_helpers.adapters import RUN_FILE, check_output_dir, describe_adapter
 from peft_helpers.analysis.adapter_checks import check_adapter
 from peft_helpers.analysis.calibration import apply_threshold, calibrate
 from peft_helpers.analysis.model_card import save_model_card
+from peft_helpers.analysis.upload import create_repository, upload_adapter
 from peft_helpers.arguments import Arguments
 from peft_helpers.distributed import best_device
 from peft_helpers.interruptions import guard_training, replace_folder
@@ -46,14 +47,15 @@ def run(
     """Do what the notebook does up to its comparison before and after: the same metrics and the same adapter.
 
     ``dataset`` has train, validation and test, from `prepare_splits` or `load_documents`. The adapter is saved to
-    ``output_dir``.
+    ``output_dir``, and sent to the Hub with ``push_to_hub``.
 
     Raises:
         AssertionError: the reloaded adapter gives other predictions than the model in memory.
-        FileExistsError, FileNotFoundError, ValueError: see `check_model` and `check_output_dir`.
+        FileExistsError, FileNotFoundError, ValueError: see `check_model`, `check_output_dir`, `create_repository`.
     """
     check_model(args)
     check_output_dir(args)
+    create_repository(args)
     seconds = {}
     with _timed(seconds, "load"):
         label_names = getattr(dataset["test"].features.get("label"), "names", None)
@@ -85,6 +87,7 @@ def run(
         test = task.tokenize(DatasetDict(test=dataset["test"]), reloaded_tokenizer)["test"]
         reloaded = predict(reloaded_model, reloaded_tokenizer, test, args, task)
         assert_same_predictions(tuned, reloaded, args.training.dtype)
+    upload_adapter(args)  # not by the Trainer, which would send checkpoints too
     trainable, total = peft_model.get_nb_trainable_parameters()
     return RunResult(args, label_names, untuned, reloaded, trainer.state.log_history, trainable, total, seconds)
 

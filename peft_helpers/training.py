@@ -23,7 +23,7 @@ from peft_helpers.adapters import save_recipe
 from peft_helpers.arguments import OPTIONS, Arguments, TrainingOptions
 from peft_helpers.batches import LengthTrainer, TellTime, average_chunks, count_steps, find_first, longest_first
 from peft_helpers.distributed import compute_dtype
-from peft_helpers.interruptions import CHECKPOINTS_RUN_FILE, explain_out_of_memory
+from peft_helpers.interruptions import CHECKPOINTS_RUN_FILE, check_trackers, explain_out_of_memory
 from peft_helpers.metrics import compute_metrics_and_loss
 from peft_helpers.modeling import Task
 from peft_helpers.tokenization import tokenize_splits
@@ -69,6 +69,7 @@ class TrainingArguments(TrainingOptions, transformers.TrainingArguments):
         self.bf16, self.fp16 = bool(self.bf16), bool(self.fp16)
         self.dataloader_pin_memory = torch.cuda.is_available()
         transformers.TrainingArguments.__post_init__(self)
+        check_trackers(self.report_to)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -128,7 +129,7 @@ def _new_trainer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arguments: TrainingArguments, task: Task, **options
 ) -> LengthTrainer:
     options |= {"data_collator": task.make_data_collator(tokenizer), "compute_metrics": task.compute_metrics}
-    return LengthTrainer(model, arguments, processing_class=tokenizer, **options)
+    return LengthTrainer(model, replace(arguments, push_to_hub=False), processing_class=tokenizer, **options)
 
 
 def predict(

@@ -79,7 +79,8 @@ def test_an_adapter_of_unknown_origin_is_not_replaced(saved, args):
 
 @pytest.mark.reliability("bad input")
 def test_a_folder_of_other_files_is_not_written_into(args):
-    Path(args.training.output_dir).mkdir()
+    (Path(args.training.output_dir) / "runs").mkdir(parents=True)  # TensorBoard's, of a run that was killed early
+    check_output_dir(args)
     (Path(args.training.output_dir) / "thesis.tex").touch()
     with pytest.raises(FileExistsError, match=r"holds no adapter but thesis\.tex"):
         check_output_dir(args)

@@ -17,6 +17,7 @@ from peft_helpers import (
     make_arguments,
     make_trainer,
     predict,
+    replace_folder,
 )
 from peft_helpers.distributed import compute_dtype
 from peft_helpers.training import CLASSIFICATION
@@ -42,6 +43,22 @@ def test_the_arguments_are_transformers_own_with_other_defaults(args):
     again = args.replace(learning_rate=1e-3).training
     assert (again.learning_rate, again.eval_strategy, again.save_strategy) == (1e-3, "steps", "steps")
     assert args.replace(eval_strategy="epoch", save_strategy="epoch", report_to="none").training.eval_steps is not None
+
+
+@pytest.mark.parametrize("place", [None, "elsewhere"])
+def test_tensorboard_gets_what_the_trainer_logs_if_it_is_asked_for(place, new_trainer, args, monkeypatch, tmp_path):
+    loader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert args.training.report_to == []
+    folder = Path(args.training.output_dir)
+    if place:
+        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / place))
+    new_trainer(report_to=["tensorboard"], max_steps=4).train()
+    with replace_folder(folder) as new:  # the log outlasts the saving of the adapter
+        (new / "adapter_config.json").touch()
+    (file,) = tmp_path.glob(f"{place}/events.*" if place else "adapter/runs/*/events.*")
+    events = loader.EventAccumulator(str(file.parent)).Reload()
+    assert {"train/loss", "eval/f1"} <= set(events.Tags()["scalars"])
+    assert (folder / "runs").exists() == (place is None)
 
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub import constants
 from peft import PeftConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file
@@ -66,7 +67,9 @@ def _check_tensors(folder: Path, model: torch.nn.Module, base_model: torch.nn.Mo
 
 
 def _check_files(folder: Path) -> None:
-    outside = [path.name for path in folder.rglob("*") if not path.resolve().is_relative_to(folder.resolve())]
+    cache = Path(constants.HF_HUB_CACHE).resolve()  # in which a download from the Hub consists of links
+    place = cache if folder.resolve().is_relative_to(cache) else folder.resolve()
+    outside = [path.name for path in folder.rglob("*") if not path.resolve().is_relative_to(place)]
     if outside:
         raise ValueError(f"In {folder}, {', '.join(outside)} links to outside the folder; replace the link by a copy.")
     found = ", ".join(sorted(path.name for path in folder.glob("*"))) or "nothing"

@@ -12,9 +12,14 @@ import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict
 from scipy.special import softmax
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, classification_report, f1_score, roc_auc_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
 from transformers import EvalPrediction
 
+from peft_helpers import INSTALL
 from peft_helpers.adapters import adapter_size
 from peft_helpers.analysis.calibration import Calibration, apply_threshold, calibration_errors, rarer_label
 from peft_helpers.analysis.plots import plot_before_after, plot_confusions, plot_reliability, plot_training
@@ -118,15 +123,52 @@ def most_confident_errors(output: EvalPrediction, test: Dataset, label_names: li
     Raises:
         ValueError: ``output`` is not of the examples of ``test``.
     """
-    check_same_examples(output.label_ids, test["label"][:])
-    probabilities, names = softmax(output.predictions, axis=-1), np.array(label_names)
-    table = pd.DataFrame({
-        "text": [text if len(text) <= 300 else text[:300] + "…" for text in join_texts(test[:])],
+    table = _show_examples(output, test, label_names).rename_axis("test example")
+    table["probability"] = softmax(output.predictions, axis=-1).max(axis=-1)
+    return table[table["true label"] != table["predicted"]].nlargest(top, "probability")
+
+
+def _show_examples(output: EvalPrediction, dataset: Dataset, label_names: list[str]) -> pd.DataFrame:
+    check_same_examples(output.label_ids, dataset["label"][:])
+    names = np.array(label_names)
+    return pd.DataFrame({
+        "text": [text if len(text) <= 300 else text[:300] + "…" for text in join_texts(dataset[:])],
         "true label": names[output.label_ids],
         "predicted": names[predicted_labels(output)],
-        "probability": probabilities.max(axis=-1),
-    }).rename_axis("test example")  # fmt: skip
-    return table[table["true label"] != table["predicted"]].nlargest(top, "probability")
+    })  # fmt: skip
+
+
+def suspicious_labels(
+    dataset: Dataset, label_names: list[str], output: EvalPrediction | None = None, top: int = 20
+) -> pd.DataFrame:
+    """Return the examples whose label is the least probable, and whether cleanlab takes it for wrong (``flagged``).
+
+    That is by confident learning (Northcutt et al. 2021, arXiv 1911.00068), from probabilities of a model that has not
+    been trained on the labels, since it would repeat wrong ones: ``output``, that of `predict` on test examples. For
+    training examples leave it out; then five models of TF-IDF and logistic regression each judge a fifth of them.
+
+    Raises:
+        ImportError, ValueError: cleanlab is not installed; ``output`` is not of the examples of ``dataset``.
+    """
+    try:
+        from cleanlab.filter import find_label_issues
+    except ImportError as error:
+        raise ImportError(f"Suspicious labels need cleanlab, not installed; install it with {INSTALL}.") from error
+    output = output or _cross_validate(dataset)
+    labels, probabilities = output.label_ids, softmax(output.predictions, axis=-1)
+    table = _show_examples(output, dataset, label_names).rename(columns={"true label": "label"})
+    table["P(label)"] = probabilities[np.arange(len(labels)), labels]
+    table["flagged"] = find_label_issues(labels, probabilities, n_jobs=1)
+    return table.nsmallest(top, "P(label)")
+
+
+def _cross_validate(dataset: Dataset) -> EvalPrediction:
+    labels, folds = np.array(dataset["label"][:]), StratifiedKFold(5, shuffle=True, random_state=0)
+    model = make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(max_iter=1000))
+    found = cross_val_predict(model, join_texts(dataset[:]), labels, method="predict_proba", cv=folds)
+    logits = np.full((len(labels), labels.max() + 1), -np.inf)  # of labels that do not occur
+    logits[:, np.unique(labels)] = np.log(found + 1e-9)
+    return EvalPrediction(logits, labels)
 
 
 def describe_evaluation(output: EvalPrediction) -> str:

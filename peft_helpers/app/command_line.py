@@ -59,7 +59,7 @@ def _make_parser() -> _Parser:
         epilog="COMMAND --help shows its options; without a command, it is train. --traceback: where an error arose.",
     )
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND", required=True)
-    for run in (train, compare, search, language_model, evaluate, predict, serve, check, package):
+    for run in (train, compare, search, language_model, evaluate, predict, serve, export, check, package):
         name, text = run.__name__.replace("_", "-"), run.__doc__
         command = commands.add_parser(name, help=text, description=text, add_help=name not in TRAINING_COMMANDS)
         command.set_defaults(run=run)
@@ -68,11 +68,12 @@ def _make_parser() -> _Parser:
 
 
 def _add_options(*commands: ArgumentParser) -> None:
-    evaluating, predicting, serving, checking, packing = commands
-    for command in (evaluating, predicting, serving):
-        command.add_argument("adapter_dir", type=_existing, help="folder that a run has saved an adapter in")
+    evaluating, predicting, serving, exporting, checking, packing = commands
+    for command in (evaluating, predicting, serving, exporting):
+        command.add_argument("adapter_dir", type=_adapter, help="folder of a saved adapter, or its id on the Hub")
     evaluating.add_argument("file", type=_existing, help="csv, tsv, json, jsonl or parquet file with texts and labels")
     evaluating.add_argument("--label_column", help="column with the labels (default: the only candidate)")
+    evaluating.add_argument("--suspicious", type=int, metavar="N", help="also show the N most suspicious labels")
     either = predicting.add_mutually_exclusive_group(required=True)
     either.add_argument("texts", nargs="*", default=[], metavar="TEXT", help="texts to classify")
     either.add_argument("--file", type=_existing, help="txt with a text a line, or csv, tsv, json, jsonl, parquet")
@@ -81,6 +82,8 @@ def _add_options(*commands: ArgumentParser) -> None:
         command.add_argument("--text_pair_column", help="column with the second texts (default: as in training)")
     serving.add_argument("--server_name", default="127.0.0.1", help="address; the default is seen by this machine only")
     serving.add_argument("--server_port", type=int, help="port (default: the first free one from 7860 on)")
+    exporting.add_argument("--export_dir", default="merged_model", help="new folder (default: merged_model)")
+    exporting.add_argument("--onnx", action="store_true", help="also write model.onnx")
     for command in (checking, packing):
         command.add_argument("notebook", type=_existing, nargs="?", default="LightweightFineTuning.ipynb")
         command.add_argument("adapter_dir", nargs="?", default="lora_adapter")
@@ -91,6 +94,19 @@ def _existing(name: str) -> Path:
     if not Path(name).exists():
         raise ArgumentTypeError(f"there is no file or folder {name!r}; name one that exists")
     return Path(name)
+
+
+def _adapter(name: str) -> Path:
+    if Path(name).exists() or name.count("/") != 1:
+        return _existing(name)
+    from huggingface_hub import snapshot_download
+
+    from peft_helpers.analysis.upload import HUB_FILES
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except Exception as error:  # of the Hub, the connection or the name
+        raise OSError(f"there is no folder {name!r}, nor can it be downloaded from the Hub: {error}") from error
 
 
 def _parse_arguments(options: Namespace, **defaults) -> "helpers.Arguments":
@@ -184,6 +200,8 @@ def evaluate(options: Namespace) -> None:
     output = helpers.apply_threshold(output, helpers.Calibration.load(options.adapter_dir))
     table = helpers.report_per_class(output, label_names).round(3)
     print(f"{helpers.describe_evaluation(output)}\n\n{table.to_string()}")
+    if options.suspicious:
+        print(f"\n{helpers.suspicious_labels(dataset, label_names, output, options.suspicious).to_string()}")
 
 
 def predict(options: Namespace) -> None:
@@ -202,6 +220,13 @@ def predict(options: Namespace) -> None:
             probabilities = {name: row[f"P({name})"] for name in model.config.id2label.values()}
             line = {"text": row["text"], "label": row["label"], "probabilities": probabilities}
             print(json.dumps(line, ensure_ascii=False))
+
+
+def export(options: Namespace) -> None:
+    """Merge a saved adapter into its base model: a transformers folder, with --onnx also an ONNX file."""
+    _start()
+    helpers.export_adapter(options.adapter_dir, options.export_dir, options.onnx)
+    print(f"The model in {options.export_dir} gives the adapter's logits.")
 
 
 def check(options: Namespace) -> int:

@@ -135,9 +135,10 @@ def _suitable_settings(model_name_or_path: str, dataset_name: str, streaming: bo
 
 
 def check_run(args: Arguments) -> Arguments:
-    """Check what would make the notebook fail later: the model, the adapter's folder, the methods; `choose_texts`."""
+    """Check what would make the notebook fail later: model, adapter's folder, upload, methods; `choose_texts`."""
     helpers.check_model(args)
     helpers.check_output_dir(args)
+    helpers.create_repository(args)
     helpers.plan_comparison(args)
     return choose_texts(args)
 

@@ -8,6 +8,7 @@ from threading import Lock
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, set_seed
 
+from peft_helpers import INSTALL
 from peft_helpers.analysis.calibration import AS_IT_IS, Calibration
 from peft_helpers.analysis.model_card import display_name
 from peft_helpers.analysis.texts import classify_texts, count_tokens
@@ -42,8 +43,7 @@ def open_page(adapter_dir: Path, server_name: str = "127.0.0.1", server_port: in
     socket.create_server((server_name, server_port or 0)).close()  # an error here need not wait for the model
     args = load_recipe(adapter_dir)
     if gradio is None:
-        command = f"python -m pip install -r {Path(__file__).parents[1] / 'optional_requirements.txt'}"
-        raise ImportError(f"The web page needs Gradio, which is not installed; install it with `{command}`.")
+        raise ImportError(f"The web page needs Gradio, which is not installed; install it with {INSTALL}.")
     set_seed(args.training.seed)  # the untuned model's head is the one that training began from
     page = _make_page(*load_adapter(adapter_dir), args)
     page.launch(

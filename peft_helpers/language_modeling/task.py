@@ -98,6 +98,7 @@ def plan_language_modeling(args: Arguments) -> tuple[Arguments, Task]:
         "per_device_eval_batch_size": args.training.per_device_train_batch_size,
         "class_weights": None,
         "output_dir": f"{Path(args.training.output_dir)}_language_model",
+        "hub_model_id": args.training.hub_model_id and f"{args.training.hub_model_id}_language_model",
     }
     planned = args.replace(**options)
     check_model(planned)

@@ -1,9 +1,11 @@
+import sys
+
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import EvalPrediction
 
-from peft_helpers.analysis.report import most_confident_errors
+from peft_helpers import load_bbc_news, most_confident_errors, prepare_splits, suspicious_labels
 
 NAMES = ["bad", "good"]
 
@@ -35,3 +37,54 @@ def test_a_perfect_model_has_no_errors(test_examples):
 def test_examples_of_another_split_are_refused(test_examples):
     with pytest.raises(ValueError, match="not the same examples in the same order"):
         most_confident_errors(output([[1, 0]] * 4), test_examples.select([1, 0, 2, 3]), NAMES)
+
+
+# Suspicious labels
+
+
+def plant(dataset: Dataset, classes: int) -> tuple[Dataset, list[int]]:
+    """Give 5 % of the rows another label; return them too."""
+    generator, labels = np.random.default_rng(0), np.array(dataset["label"][:])
+    planted = generator.choice(len(labels), round(0.05 * len(labels)), replace=False)
+    labels[planted] = (labels[planted] + generator.integers(1, classes, len(planted))) % classes
+    return dataset.remove_columns("label").add_column("label", labels), planted.tolist()
+
+
+def test_most_of_the_planted_labels_are_among_the_most_suspicious(args):
+    test = prepare_splits(load_bbc_news(), args)["test"]
+    names = test.features["label"].names
+    dataset, planted = plant(test, len(names))
+    table = suspicious_labels(dataset, names, top=len(planted))
+    assert len(set(table.index) & set(planted)) >= len(planted) / 2  # by chance: 5 % of them
+    flagged = table.index[table["flagged"]]
+    assert len(set(flagged) & set(planted)) > len(flagged) / 2
+    row = table.iloc[0]
+    assert row["label"] == names[dataset[int(row.name)]["label"]] != row["predicted"]
+    assert row["text"][:300] == dataset[int(row.name)]["text"][:300]
+
+
+def test_the_outputs_of_a_model_are_taken_as_they_are():
+    dataset = Dataset.from_dict({"text": list("abcdef"), "label": [0, 1, 0, 1, 0, 1]})
+    logits = np.array([[2, 0], [0, 2], [-4, 0], [0, 2], [2, 0], [1, 0]], dtype=float)
+    table = suspicious_labels(dataset, ["bad", "good"], EvalPrediction(logits, np.array(dataset["label"][:])), top=2)
+    assert table["text"].tolist() == ["c", "f"]
+    assert table["label"].tolist() == ["bad", "good"]
+    assert table["predicted"].tolist() == ["good", "bad"]
+    assert table["P(label)"].tolist() == pytest.approx([1 / (1 + np.exp(4)), 1 / (1 + np.exp(1))])
+
+
+def test_a_label_without_examples_and_a_rare_one_do_no_harm():
+    rows = Dataset.from_dict({"text": ["a good film", "a bad film"] * 5, "label": [2, 0] * 5})
+    dataset = concatenate_datasets([rows, Dataset.from_dict({"text": ["a film"], "label": [3]})])
+    table = suspicious_labels(dataset, ["bad", "never", "good", "rare"], top=1)
+    assert table["label"].tolist() == ["rare"]
+
+
+@pytest.mark.reliability("bad input")
+def test_another_split_is_refused_and_so_is_a_missing_package(monkeypatch):
+    dataset = Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
+    with pytest.raises(ValueError, match="not the same examples in the same order"):
+        suspicious_labels(dataset, ["bad", "good"], EvalPrediction(np.eye(2), np.array([1, 0])))
+    monkeypatch.setitem(sys.modules, "cleanlab.filter", None)
+    with pytest.raises(ImportError, match=r"need cleanlab.* `python -m pip install -r .*optional_requirements\.txt`"):
+        suspicious_labels(dataset, ["bad", "good"])

@@ -19,7 +19,7 @@ from peft_helpers.app.command_line import TRAINING_COMMANDS, main
 
 NOTEBOOK = str(Path("LightweightFineTuning.ipynb").absolute())
 LABELS = ["bad", "good", "unclear"]
-COMMANDS = [*TRAINING_COMMANDS, "evaluate", "predict", "serve", "check", "package"]
+COMMANDS = [*TRAINING_COMMANDS, "evaluate", "predict", "serve", "export", "check", "package"]
 
 
 @pytest.fixture(scope="module")
@@ -320,6 +320,12 @@ def test_the_options_of_transformers_are_shown_on_demand(run):
         (["--dataset_name", "missing.csv"], "dataset_name is 'missing.csv': there is no such file or folder."),
         (["compare", "--model_name_or_path", "./missing"], "model_name_or_path is './missing': there is no such file"),
         (["evaluate", "missing", "rows.csv"], "there is no file or folder 'missing'; name one"),
+        (
+            ["predict", "missing/adapter", "good"],
+            "there is no folder 'missing/adapter', nor can it be downloaded from the Hub: ",
+        ),
+        (["--profile", "offline", "--report_to", "tensorbord"], "tensorbord is not supported, only "),
+        (["export", "{adapter}", "--export_dir", "{adapter}"], "which exists and is not empty; choose another."),
         (["evaluate", "{adapter}", "missing.csv"], "there is no file or folder 'missing.csv'; name one that"),
         (["evaluate", "{adapter}"], "the following arguments are required: file. See python -m peft_helpers evaluate"),
         (["predict", "{adapter}"], "one of the arguments TEXT --file is required. See python -m peft_helpers predict"),
