@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         plot_before_after,
         plot_class_balance,
         plot_confusions,
+        plot_learning_curve,
         plot_methods,
         plot_reliability,
         plot_search,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from peft_helpers.app.notebook import check_requirements, keep_output_clean
     from peft_helpers.app.profiles import check_run, parse_arguments
     from peft_helpers.arguments import BBC_NEWS, Arguments
+    from peft_helpers.comparison.learning_curve import describe_lead, measure_learning_curve, summarize_learning_curve
     from peft_helpers.comparison.runner import compare_methods, plan_comparison
     from peft_helpers.comparison.search import check_search, search_hyperparameters
     from peft_helpers.comparison.tables import compare_methods_to, format_methods, summarize_methods

@@ -14,7 +14,10 @@ from peft_helpers.analysis.calibration import BINS, expected_calibration_error
 from peft_helpers.analysis.texts import count_tokens
 from peft_helpers.metrics import METRIC_NAMES, compute_metrics, predicted_labels
 
-MAJORITY, CLASSICAL = "majority class", "TF-IDF + logistic regression"  # the baselines
+# The baselines; the last two are the same model without training.
+MAJORITY, CLASSICAL = "majority class", "TF-IDF + logistic regression"
+FROZEN, PROMPTED = "frozen features + logistic regression", "zero-shot prompt, calibrated"
+LINES = {CLASSICAL: "--", MAJORITY: ":", "full": "-.", FROZEN: (0, (8, 3)), PROMPTED: (0, (1, 4))}
 MARKERS = "os^vD<p>PX*hd"
 DARK, MEDIUM, LIGHT, LINE = "#1f4e79", "#6f9fc8", "#a8c6e0", "#b03a2e"
 EDGE = {"edgecolor": "black", "linewidth": 0.5}
@@ -121,14 +124,14 @@ def plot_methods(summary: pd.DataFrame, examples: int) -> Figure:
     A baseline far below every method stands in the legend only, so that the methods can be told apart.
     """
     figure, axes = plt.subplots(1, 2, figsize=(11, 5), layout="constrained", sharey=True)
-    methods = summary.drop(index=[MAJORITY, CLASSICAL], errors="ignore")
+    methods = summary.drop(index=[MAJORITY, CLASSICAL, FROZEN, PROMPTED], errors="ignore")
     beside = 1.25 ** methods.groupby("trainable_parameters").cumcount()  # equal numbers stand side by side
     for axis, places in zip(axes, (methods["trainable_parameters"] * beside, methods["train_seconds"]), strict=True):
         for number, (name, row) in enumerate(methods.iterrows()):
             errors = [[row["f1"] - row["f1_low"]], [row["f1_high"] - row["f1"]]]
             axis.errorbar(places[name], row["f1"], yerr=errors, fmt=MARKERS[number % len(MARKERS)], color=DARK,
                           mfc=(DARK, LIGHT, "white")[number % 3], markersize=9, capsize=3, label=name)  # fmt: skip
-        for name, style in {CLASSICAL: "--", MAJORITY: ":", "full": "-."}.items():
+        for name, style in LINES.items():
             for score in summary["f1"][summary.index == name]:
                 axis.axhline(score, color=LINE, linestyle=style, linewidth=1, label=f"{name}: {score:.3f}")
     lowest, highest = (methods if len(methods) else summary)["f1_low"].min(), summary["f1_high"].max()
@@ -154,4 +157,21 @@ def plot_search(table: pd.DataFrame) -> Figure:
     axes[0].locator_params(axis="x", integer=True)
     axes[0].legend()
     figure.supylabel("F1 (macro) on the validation examples")
+    return figure
+
+
+def plot_learning_curve(summary: pd.DataFrame, examples: int) -> Figure:
+    """Draw the quality of each method of `summarize_learning_curve` against the number of training examples."""
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for number, (name, rows) in enumerate(summary.groupby("method", sort=False)):
+        places = rows.index.get_level_values("examples") * 1.04**number  # bars stand side by side
+        errors = [rows["f1"] - rows["f1_low"], rows["f1_high"] - rows["f1"]]
+        style = {"linestyle": ("-", "--", "-.", ":")[number % 4], "color": (DARK, MEDIUM, LINE)[number % 3]}
+        axes.errorbar(places, rows["f1"], yerr=errors, marker=MARKERS[number], capsize=3, label=name, **style)
+    sizes = summary.index.unique("examples")
+    axes.set(xscale="log", xlabel="training examples", ylabel=f"F1 (macro) on {examples:,} test examples")
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.minorticks_off()
+    axes.set_title("What each method makes of how many examples (bars: 95 % intervals)")
+    axes.legend(**BELOW)
     return figure

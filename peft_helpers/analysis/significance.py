@@ -12,16 +12,23 @@ def accuracy_interval(predictions: np.ndarray, references: np.ndarray) -> tuple[
     return tuple(binomtest(hits, len(references)).proportion_ci(0.95, method="wilson"))
 
 
-def f1_interval(predictions: np.ndarray, references: np.ndarray) -> tuple[float, float]:
+def f1_interval(
+    predictions: np.ndarray, references: np.ndarray, minus: np.ndarray | None = None
+) -> tuple[float, float]:
     """Return the 95 % interval of the macro F1, by a bootstrap over the examples; too narrow when errors are rare.
 
     ``predictions`` are label numbers, shape (examples,), or (models, examples) for the mean F1 of several models.
+    With ``minus``, of the same form, the interval is that of the difference of the two means.
     """
+    groups = [np.atleast_2d(group) for group in (predictions, minus) if group is not None]
+    weights = np.concatenate(
+        [np.full(len(each), sign / len(each)) for each, sign in zip(groups, (1, -1), strict=False)]
+    )
 
     def mean_f1(references: np.ndarray, *models: np.ndarray, axis: int) -> np.ndarray:
-        return np.mean([macro_f1(predictions, references) for predictions in models], axis=0)
+        return weights @ np.stack([macro_f1(predictions, references) for predictions in models])
 
-    return tuple(map(float, _bootstrap(mean_f1, references, *np.atleast_2d(predictions))))
+    return tuple(map(float, _bootstrap(mean_f1, references, *np.concatenate(groups))))
 
 
 def macro_f1(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:

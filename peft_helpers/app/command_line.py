@@ -14,7 +14,13 @@ from tqdm import trange
 import peft_helpers as helpers  # loads what is used: help and errors do not wait for the large libraries
 
 PROGRAM = "python -m peft_helpers"
-TRAINING_COMMANDS = ("train", "compare", "search", "language-model")  # take every option of `Arguments`
+TRAINING_COMMANDS = (
+    "train",
+    "compare",
+    "learning-curve",
+    "search",
+    "language-model",
+)  # take every option of `Arguments`
 CHUNK = 64  # texts that predict classifies before it writes their lines
 
 
@@ -59,7 +65,9 @@ def _make_parser() -> _Parser:
         epilog="COMMAND --help shows its options; without a command, it is train. --traceback: where an error arose.",
     )
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND", required=True)
-    for run in (train, compare, search, language_model, evaluate, predict, serve, export, check, package):
+    for run in (
+        train, compare, learning_curve, search, language_model, evaluate, predict, serve, export, check, package,
+    ):  # fmt: skip
         name, text = run.__name__.replace("_", "-"), run.__doc__
         command = commands.add_parser(name, help=text, description=text, add_help=name not in TRAINING_COMMANDS)
         command.set_defaults(run=run)
@@ -158,10 +166,7 @@ def language_model(options: Namespace) -> None:
 
 def compare(options: Namespace) -> int:
     """Train several methods alike and compare them; methods.csv and methods.png go to --output_dir."""
-    args = _parse_arguments(options, output_dir="method_comparison", comparison_file=None)
-    folder = Path(args.training.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    args = args.replace(comparison_file=args.comparison.comparison_file or str(folder / "method_comparison.jsonl"))
+    args, folder = _parse_comparison(options, "method_comparison")
     helpers.plan_comparison(args)  # an unknown method need not wait for the data
     results, references = helpers.compare_methods(helpers.load_splits(args), args)
     summary = helpers.summarize_methods(results, references)
@@ -170,6 +175,27 @@ def compare(options: Namespace) -> int:
     print(f"\n{len(references):,} test examples\n{helpers.format_methods(summary).to_string()}")
     print(f"The table and the figure are in {folder}: methods.csv, methods.png.")
     return int(any(row["error"] for row in results))
+
+
+def learning_curve(options: Namespace) -> int:
+    """Compare methods on few and many examples; learning_curve.csv and learning_curve.png go to --output_dir."""
+    args, folder = _parse_comparison(options, "learning_curve")
+    results, references = helpers.measure_learning_curve(helpers.load_splits(args), args)
+    summary = helpers.summarize_learning_curve(results, references)
+    summary.to_csv(folder / "learning_curve.csv")
+    helpers.plot_learning_curve(summary, len(references)).savefig(folder / "learning_curve.png", dpi=150)
+    table = summary["f1"].unstack("examples").round(3)
+    print(f"\nF1 (macro) by training examples\n{table.to_string()}\n\n{helpers.describe_lead(results, references)}")
+    print(f"The table and the figure are in {folder}: learning_curve.csv, learning_curve.png.")
+    return int(any(row["error"] for row in results))
+
+
+def _parse_comparison(options: Namespace, name: str) -> tuple["helpers.Arguments", Path]:
+    """Return the arguments and the folder of results, by default called ``name``, in which they are also kept."""
+    args = _parse_arguments(options, output_dir=name, comparison_file=None)
+    folder = Path(args.training.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    return args.replace(comparison_file=args.comparison.comparison_file or str(folder / f"{name}.jsonl")), folder
 
 
 def search(options: Namespace) -> None:

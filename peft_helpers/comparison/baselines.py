@@ -1,53 +1,80 @@
-"""What a fine-tuned model has to beat: the majority class, and a classical model that trains in seconds."""
+"""What a fine-tuned model has to beat: the majority class, a classical model, and the same model without training."""
 
 import time
 
 import numpy as np
 from datasets import DatasetDict
+from sklearn.base import TransformerMixin
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
-from transformers import EvalPrediction
+from sklearn.preprocessing import StandardScaler
+from transformers import AutoConfig, EvalPrediction, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from peft_helpers.analysis.plots import CLASSICAL, MAJORITY
+from peft_helpers.analysis.plots import CLASSICAL, FROZEN, MAJORITY, PROMPTED
 from peft_helpers.analysis.report import majority_class
+from peft_helpers.arguments import Arguments
+from peft_helpers.batches import find_first
 from peft_helpers.columns import join_texts
-from peft_helpers.comparison.tables import describe_result
+from peft_helpers.comparison.untrained import classify_with_prompts, mean_hidden_states
 from peft_helpers.metrics import compute_metrics, predicted_labels
+from peft_helpers.modeling import load_model
+from peft_helpers.tokenization import tokenize_dataset
+from peft_helpers.training import CLASSIFICATION
 
 
-def run_baselines(dataset: DatasetDict, seed: int) -> list[dict]:
-    """Return the results of the majority class and of `classify_with_tfidf`, in the form of `run_method`'s."""
-    common = {"seed": seed, "error": None, "reload_verified": "", "trainable_parameters": 0, "train_seconds": 0.0}
-    common |= dict.fromkeys(("parameters", "peak_memory_mb", "adapter_mb"), np.nan)
-    majority = common | {"method": MAJORITY} | score_predictions(majority_class(dataset))
-    classical, start = common | {"method": CLASSICAL}, time.perf_counter()
-    try:
-        output, weights = classify_with_tfidf(dataset, seed)
-        costs = {"trainable_parameters": weights, "train_seconds": time.perf_counter() - start}
-        classical |= costs | score_predictions(output)
-    except ValueError as error:  # texts without a word, or one example per label
-        classical["error"] = f"{type(error).__name__}: {error}"
-        print(describe_result(classical))
-    return [majority, classical]
+def plan_baselines(args: Arguments) -> list[str]:
+    """Return the names of all baselines, that of prompting only if the model is a language model."""
+    architectures = AutoConfig.from_pretrained(args.model.model_name_or_path).architectures or []
+    is_language_model = not set(architectures).isdisjoint(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    return [name for name in BASELINES if name != PROMPTED or is_language_model]
+
+
+def run_baseline(name: str, dataset: DatasetDict, tokenizer: PreTrainedTokenizerBase, args: Arguments) -> dict:
+    """Return what a baseline reaches on the test examples, in the form of `run_method`'s results."""
+    start = time.perf_counter()
+    output, weights = BASELINES[name](dataset, tokenizer, args.replace(load_in_4bit=False))
+    row = {"trainable_parameters": weights, "train_seconds": time.perf_counter() - start, "reload_verified": ""}
+    return row | dict.fromkeys(("parameters", "peak_memory_mb", "adapter_mb"), np.nan) | score_predictions(output)
 
 
 def classify_with_tfidf(dataset: DatasetDict, seed: int) -> tuple[EvalPrediction, int]:
-    """Return the output of TF-IDF and logistic regression on the test examples, and its number of weights.
+    """Return the output of TF-IDF and logistic regression on the test examples, and its number of weights."""
+    texts = [join_texts(dataset[name][:]) for name in ("train", "test")]
+    return _classify(dataset, texts, TfidfVectorizer(sublinear_tf=True), [1, 10, 100], seed)
+
+
+def classify_with_features(
+    dataset: DatasetDict, tokenizer: PreTrainedTokenizerBase, args: Arguments
+) -> tuple[EvalPrediction, int]:
+    """Return the output of `mean_hidden_states` and logistic regression on the test examples, and its weights."""
+    model = load_model(args, tokenizer, CLASSIFICATION, dataset["test"].features["label"].names)
+    splits = [tokenize_dataset(dataset[name], tokenizer) for name in ("train", "test")]
+    splits = [split.select(np.flatnonzero(find_first(split))) for split in splits]
+    features = [mean_hidden_states(model, tokenizer, split, args) for split in splits]
+    # A few of GPT-2's hidden units are hundreds of times larger than the others.
+    return _classify(dataset, features, StandardScaler(), [0.001, 0.01, 0.1, 1], args.training.seed)
+
+
+def _classify(
+    dataset: DatasetDict, inputs: list, first: TransformerMixin, strengths: list[float], seed: int
+) -> tuple[EvalPrediction, int]:
+    """Fit ``first`` and logistic regression to the first of ``inputs``, those of train, and test them on the second.
 
     Cross-validation on the training examples chooses the strength of its regularization.
     """
     train, test, labels = dataset["train"], dataset["test"], np.asarray(dataset["train"]["label"][:])
     folds = int(np.clip(np.unique(labels, return_counts=True)[1].min(), 2, 5))
     search = GridSearchCV(
-        make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(max_iter=1000)),
-        {"logisticregression__C": [1, 10, 100]},
+        make_pipeline(first, LogisticRegression(max_iter=1000)),
+        {"logisticregression__C": strengths},
         scoring="f1_macro",
         cv=StratifiedKFold(folds, shuffle=True, random_state=seed),
-    ).fit(join_texts(train[:]), labels)
+    ).fit(inputs[0], labels)
     probabilities = np.zeros((test.num_rows, train.features["label"].num_classes))
-    probabilities[:, search.classes_] = search.predict_proba(join_texts(test[:]))
+    probabilities[:, search.classes_] = search.predict_proba(inputs[1])
     classifier, references = search.best_estimator_[-1], np.asarray(test["label"][:])
     return EvalPrediction(probabilities, references), classifier.coef_.size + classifier.intercept_.size
 
@@ -55,3 +82,11 @@ def classify_with_tfidf(dataset: DatasetDict, seed: int) -> tuple[EvalPrediction
 def score_predictions(output: EvalPrediction) -> dict[str, float | list[int]]:
     """Return what every result has: `compute_metrics`, and ``predictions``, label numbers, shape (examples,)."""
     return compute_metrics(output) | {"predictions": predicted_labels(output).tolist()}
+
+
+BASELINES = {
+    MAJORITY: lambda dataset, tokenizer, args: (majority_class(dataset), 0),
+    CLASSICAL: lambda dataset, tokenizer, args: classify_with_tfidf(dataset, args.training.seed),
+    FROZEN: classify_with_features,
+    PROMPTED: classify_with_prompts,
+}

@@ -23,7 +23,7 @@ from peft_helpers.adapters import adapter_size, describe_recipe
 from peft_helpers.analysis.report import describe_environment
 from peft_helpers.arguments import Arguments
 from peft_helpers.batches import EVALUATION_SHARE, LengthTrainer, StepTimer
-from peft_helpers.comparison.baselines import run_baselines, score_predictions
+from peft_helpers.comparison.baselines import BASELINES, plan_baselines, run_baseline, score_predictions
 from peft_helpers.comparison.budget import fit_to_budget
 from peft_helpers.comparison.methods import adapt_model, find_method, learning_rate, plan_comparison
 from peft_helpers.comparison.tables import describe_result, read_results, write_results
@@ -45,6 +45,23 @@ class Prepared:
     tokenized: DatasetDict
     tokenizer: PreTrainedTokenizerBase
     label_names: list[str]
+    dataset: DatasetDict | None = None  # as texts, for the baselines
+
+
+def check_comparison(args: Arguments) -> None:
+    """Raise a ValueError if ``args`` has streaming, or this is one of several processes; see also `check_model`."""
+    if args.data.streaming or process_state().num_processes > 1:
+        raise ValueError("Methods are compared in memory, in one process; leave out --streaming and accelerate launch.")
+    check_model(args)
+
+
+def prepare(dataset: DatasetDict, args: Arguments) -> Prepared:
+    """Return what runs on train and test of ``dataset`` share."""
+    name, length, chunks = args.model.model_name_or_path, args.data.max_length, args.data.average_chunks
+    tokenizer = AutoTokenizer.from_pretrained(name, model_max_length=length, average_chunks=chunks)
+    set_padding(tokenizer, empty_model(AutoConfig.from_pretrained(name)))
+    label_names = dataset["test"].features["label"].names
+    return Prepared(tokenize_splits(dataset, tokenizer), tokenizer, label_names, dataset)
 
 
 def compare_methods(dataset: DatasetDict, args: Arguments) -> tuple[list[dict], np.ndarray]:
@@ -54,38 +71,39 @@ def compare_methods(dataset: DatasetDict, args: Arguments) -> tuple[list[dict], 
     fails has an ``error``, and the others go on. What does not fit into ``comparison_minutes`` is left out.
 
     Raises:
-        ValueError: ``args`` has streaming, or this is one of several processes; see also `plan_comparison`.
+        ValueError: see `check_comparison` and `plan_comparison`.
     """
-    if args.data.streaming or process_state().num_processes > 1:
-        raise ValueError("Methods are compared in memory, in one process; leave out --streaming and accelerate launch.")
-    runs = plan_comparison(args)
-    check_model(args)
-    name, label_names = args.model.model_name_or_path, dataset["test"].features["label"].names
-    length, chunks = args.data.max_length, args.data.average_chunks
-    tokenizer = AutoTokenizer.from_pretrained(name, model_max_length=length, average_chunks=chunks)
-    set_padding(tokenizer, empty_model(AutoConfig.from_pretrained(name)))
-    data = Prepared(tokenize_splits(dataset, tokenizer), tokenizer, label_names)
-    results = run_baselines(dataset, args.training.seed)
-    if not all(_find_result(name, args.replace(seed=seed), data) for name, seed in runs):
-        runs, args = fit_to_budget(runs, args, {name: _time_method(name, args, data) for name in dict(runs)})
-    for number, (name, seed) in enumerate(runs, 1):
-        row = _find_result(name, args.replace(seed=seed), data)
-        source = f" (from {args.comparison.comparison_file})" if row else ""
-        row = row or _run_and_keep(name, args.replace(seed=seed), data)
-        print(f"{number} of {len(runs)}: {describe_result(row)}{source}")
-        results.append(row)
+    check_comparison(args)
+    runs, baselines = plan_comparison(args), [(name, args.training.seed) for name in plan_baselines(args)]
+    data = prepare(dataset, args)
+    if not all(find_result(name, args.replace(seed=seed), data) for name, seed in runs):
+        runs, args = fit_to_budget(runs, args, {name: time_method(name, args, data) for name in dict(runs)})
+    results = find_or_run([(name, args.replace(seed=seed), data) for name, seed in [*baselines, *runs]])
     return results, np.array(dataset["test"]["label"][:])
 
 
+def find_or_run(runs: list[tuple[str, Arguments, Prepared]]) -> list[dict]:
+    """Return the result of each run, from ``comparison_file`` if it is there, and print it as soon as it is."""
+    results = []
+    for number, (name, args, data) in enumerate(runs, 1):
+        row = find_result(name, args, data)
+        source = f" (from {args.comparison.comparison_file})" if row else ""
+        results.append(row or _run_and_keep(name, args, data))
+        examples = f"{data.dataset['train'].num_rows:,} training examples"
+        print(f"{number} of {len(runs)}, {examples}: {describe_result(results[-1])}{source}", flush=True)
+    return results
+
+
 def _fingerprint(name: str, args: Arguments, data: Prepared) -> str:
-    recipe = describe_recipe(args) | {"learning_rate": learning_rate(name, args)}
+    recipe = describe_recipe(args) | ({} if name in BASELINES else {"learning_rate": learning_rate(name, args)})
     examples = [data.tokenized[split][column][:] for split in ("train", "test") for column in ("labels", "length")]
-    environment, steps = describe_environment().to_dict(), args.comparison.comparison_steps
+    environment = describe_environment().to_dict()
+    steps = None if name in BASELINES else args.comparison.comparison_steps
     settings = [name, recipe, steps, data.label_names, environment, examples]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
-def _find_result(name: str, args: Arguments, data: Prepared) -> dict | None:
+def find_result(name: str, args: Arguments, data: Prepared) -> dict | None:
     """Return what ``comparison_file`` has for the same run, if it did not fail."""
     fingerprint, kept = _fingerprint(name, args, data), read_results(args.comparison.comparison_file)
     return next((row for row in kept if row["fingerprint"] == fingerprint and row["error"] is None), None)
@@ -95,14 +113,17 @@ def _run_and_keep(name: str, args: Arguments, data: Prepared) -> dict:
     row = {"method": name, "seed": args.training.seed, "error": None, "fingerprint": _fingerprint(name, args, data)}
     row["environment"] = describe_environment().to_dict()
     try:
-        row |= run_method(name, args, data)
+        if name in BASELINES:
+            row |= run_baseline(name, data.dataset, data.tokenizer, args)
+        else:
+            row |= run_method(name, args, data)
     except Exception as error:  # the next methods go on
         row["error"] = f"{type(error).__name__}: {error}"
     write_results([*read_results(args.comparison.comparison_file), row], args.comparison.comparison_file)
     return row
 
 
-def _time_method(name: str, args: Arguments, data: Prepared) -> tuple[float, float]:
+def time_method(name: str, args: Arguments, data: Prepared) -> tuple[float, float]:
     """Return the seconds that a run of the method takes without its steps, and those of a step."""
     start = time.perf_counter()
     with suppress(Exception), tempfile.TemporaryDirectory() as folder:  # what fails here fails again in its run

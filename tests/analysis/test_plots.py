@@ -8,6 +8,7 @@ from peft_helpers import (
     plot_before_after,
     plot_class_balance,
     plot_confusions,
+    plot_learning_curve,
     plot_methods,
     plot_reliability,
     plot_search,
@@ -15,6 +16,7 @@ from peft_helpers import (
     plot_training,
     prepare_splits,
 )
+from peft_helpers.analysis.plots import FROZEN, PROMPTED
 from peft_helpers.analysis.texts import count_tokens
 
 
@@ -137,3 +139,26 @@ def test_search_shows_each_option_and_the_best_trial_that_was_not_pruned():
     assert [label.get_text() for label in modules.get_xticklabels()] == ["all-linear", ".*c_attn"]
     assert [list(line.get_xdata()) for line in modules.lines] == [["all-linear"] * 2 + [".*c_attn"], [".*c_attn"]]
     assert rates.get_xscale() == "log"
+
+
+def test_the_baselines_of_the_untrained_model_are_lines_too(summary):
+    more = summary.rename(index={"ia3": FROZEN, "qlora": PROMPTED})
+    right = plot_methods(more, 426).axes[1]
+    assert [bars.get_label() for bars in right.containers] == ["lora-r8"]
+    lines = {line.get_label() for line in right.lines}
+    assert {f"{FROZEN}: 0.900", f"{PROMPTED}: 0.910"} <= lines
+
+
+def test_a_learning_curve_has_its_sizes_and_intervals():
+    rows = {(16, "full"): [0.4, 0.3, 0.5], (16, "ia3"): [0.5, 0.4, 0.6], (64, "ia3"): [0.7, 0.65, 0.8]}
+    summary = pd.DataFrame.from_dict(rows, orient="index", columns=["f1", "f1_low", "f1_high"])
+    summary.index = pd.MultiIndex.from_tuples(summary.index, names=["examples", "method"])
+    axes = plot_learning_curve(summary, 872).axes[0]
+    full, ia3 = axes.containers
+    assert (full.get_label(), ia3.get_label()) == ("full", "ia3")
+    assert full.lines[0].get_marker() != ia3.lines[0].get_marker()
+    assert list(ia3.lines[0].get_ydata()) == [0.5, 0.7]
+    assert [height for _, height in ia3.lines[2][0].get_segments()[1]] == pytest.approx([0.65, 0.8])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["16", "64"]
+    assert axes.get_xscale() == "log"
+    assert "872 test examples" in axes.get_ylabel()

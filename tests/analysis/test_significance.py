@@ -124,3 +124,15 @@ def test_a_single_test_example_is_compared_too():
 def test_outputs_of_other_examples_are_refused():
     with pytest.raises(ValueError, match="not the same examples in the same order; call predict on"):
         check_same_examples(np.array([0, 1]), np.array([1, 0]))
+
+
+def test_the_difference_of_two_means_is_paired_by_example():
+    generator = np.random.default_rng(1)
+    references = generator.integers(0, 3, 400)
+    left, right, other = (np.where(generator.random(400) < share, references, 0) for share in (0.6, 0.8, 0.7))
+    paired = compare_paired(left, right, references)["f1_interval"]
+    assert f1_interval(right, references, minus=left) == pytest.approx(paired)
+    assert f1_interval([right, other], references, minus=[other, right]) == pytest.approx((0, 0), abs=1e-12)
+    low, high = f1_interval([right, other], references, minus=left)
+    assert paired[0] > low > f1_interval(other, references, minus=left)[0]  # half of the lead
+    assert low < high

@@ -254,6 +254,30 @@ def test_search_leaves_table_and_figure_and_the_words_that_train_the_best(option
 
 
 @pytest.mark.slow
+def test_learning_curve_ends_with_a_sentence_and_keeps_table_and_figure(options, run, tmp_path):
+    words = ["learning-curve", *options, "--train_sizes", "8", "16", "--comparison_seeds", "1"]
+    words += ["--comparison_steps", "2", "--num_train_epochs", "1", "--output_dir", str(tmp_path / "curve")]
+    status, output, _ = run(*words)
+    assert status == 0
+    assert output.startswith("Profile")
+    assert "\n10 of 10 to run: about" in output
+    assert re.search(r"^LoRA is ahead of TF-IDF \+ logistic regression .* macro F1 \[95 %\]\.$", output, re.MULTILINE)
+    names = sorted(path.name for path in (tmp_path / "curve").iterdir())
+    assert names == ["learning_curve.csv", "learning_curve.jsonl", "learning_curve.png"]
+    table = pd.read_csv(tmp_path / "curve" / "learning_curve.csv")
+    assert sorted(table["examples"]) == [8] * 5 + [16] * 5
+    status, output, _ = run(*words)
+    assert output.count("learning_curve.jsonl)") == 10
+
+
+@pytest.mark.reliability("bad input")
+def test_a_learning_curve_of_more_examples_than_there_are_is_refused(options, run, tmp_path):
+    status, _, error = run("learning-curve", *options, "--train_sizes", "16", "48", "--output_dir", tmp_path)
+    assert status == 1
+    assert error.startswith("error: train_sizes is [16, 48]; expected from 2 to the 24 training examples that there")
+
+
+@pytest.mark.slow
 def test_a_method_that_fails_gives_an_exit_status_of_1(options, run, tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("no such luck")

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict
+from transformers import BertConfig, BertForMaskedLM
 
-from peft_helpers.analysis.plots import CLASSICAL, MAJORITY
-from peft_helpers.comparison.baselines import classify_with_tfidf, run_baselines
+from peft_helpers.analysis.plots import CLASSICAL, FROZEN, MAJORITY, PROMPTED
+from peft_helpers.comparison import baselines
+from peft_helpers.comparison.baselines import BASELINES, classify_with_tfidf, plan_baselines, run_baseline
 from peft_helpers.data import prepare_splits
 
 
@@ -37,12 +39,15 @@ def test_a_label_that_train_lacks_keeps_its_column():
     assert np.argmax(output.predictions, axis=-1).tolist() == rows["label"]
 
 
-def test_the_results_look_like_those_of_a_method(dataset):
-    majority, classical = run_baselines(dataset, seed=0)
-    assert (majority["method"], classical["method"]) == (MAJORITY, CLASSICAL)
-    assert majority["accuracy"] == 0.5
-    assert classical["f1"] > majority["f1"]
-    assert len(majority["predictions"]) == len(classical["predictions"]) == dataset["test"].num_rows
+@pytest.mark.parametrize("name", BASELINES)
+def test_the_results_look_like_those_of_a_method(name, dataset, tokenizer, args):
+    row = run_baseline(name, dataset, tokenizer, args)
+    hits = [p == t for p, t in zip(row["predictions"], dataset["test"]["label"][:], strict=True)]
+    assert row["accuracy"] == sum(hits) / len(hits)
+    assert (row["trainable_parameters"] > 0) == (name in (CLASSICAL, FROZEN))
+    assert row["accuracy"] == 0.5 if name == MAJORITY else row["train_seconds"] > 0
+    if name in (CLASSICAL, FROZEN):
+        assert row["accuracy"] > 0.8  # four words, or one, tell the labels apart
 
 
 def test_the_classical_model_reads_both_texts_of_a_pair():
@@ -52,10 +57,16 @@ def test_the_classical_model_reads_both_texts_of_a_pair():
     assert np.argmax(output.predictions, axis=-1).tolist() == columns["label"]
 
 
-@pytest.mark.reliability("bad input")
-def test_texts_without_a_word_leave_the_other_baseline(dataset, capsys):
-    letters = DatasetDict({name: split.map(lambda row: {"text": "a b"}) for name, split in dataset.items()})
-    majority, classical = run_baselines(letters, seed=0)
-    assert majority["error"] is None
-    assert "empty vocabulary" in classical["error"]
-    assert f"{CLASSICAL}, seed 0: failed, ValueError" in capsys.readouterr().out
+def test_frozen_features_are_those_of_the_texts_in_their_order(dataset, tokenizer, args, monkeypatch):
+    """Where the features of the test are those of its labels, every answer is right."""
+    known = [np.array([[label, 1 - label] for label in dataset[name]["label"]]) for name in ("train", "test")]
+    monkeypatch.setattr(baselines, "mean_hidden_states", lambda *_: known.pop(0))
+    row = run_baseline(FROZEN, dataset, tokenizer, args)
+    assert (row["accuracy"], row["trainable_parameters"]) == (1, 3)
+
+
+def test_a_model_that_is_no_language_model_is_not_prompted(args, tmp_path):
+    assert plan_baselines(args) == [MAJORITY, CLASSICAL, FROZEN, PROMPTED]
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertForMaskedLM(BertConfig(vocab_size=300, **shape)).save_pretrained(tmp_path)
+    assert plan_baselines(args.replace(model_name_or_path=str(tmp_path))) == [MAJORITY, CLASSICAL, FROZEN]

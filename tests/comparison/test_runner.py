@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from datasets import DatasetDict
 from transformers import AutoConfig, AutoModel, DataCollatorWithPadding
 
+from peft_helpers.analysis.plots import CLASSICAL, FROZEN, MAJORITY, PROMPTED
 from peft_helpers.comparison import runner
 from peft_helpers.comparison.methods import METHODS, adapt_model
 from peft_helpers.comparison.runner import (
@@ -42,7 +44,7 @@ def run(short, dataset, tmp_path, monkeypatch):
         monkeypatch.setattr(runner, "plan_comparison", lambda args: runs)
         return compare_methods(dataset, config.replace(comparison_file=str(run.file)))[0]
 
-    monkeypatch.setattr(runner, "run_baselines", lambda dataset, seed: [])
+    monkeypatch.setattr(runner, "plan_baselines", lambda args: [])
     run.file = tmp_path / "results.jsonl"
     return run
 
@@ -216,9 +218,28 @@ def test_methods_are_compared_beside_the_baselines(short, dataset, tmp_path):
     file = str(tmp_path / "results.jsonl")
     args = short.replace(comparison_methods=["head-only"], comparison_file=file)
     results, references = compare_methods(dataset, args)
-    assert results[-1]["method"] == "head-only"
-    assert len(results) == 3
+    assert [row["method"] for row in results] == [MAJORITY, CLASSICAL, FROZEN, PROMPTED, "head-only"]
     assert all(len(row["predictions"]) == len(references) == 16 for row in results)
+
+
+@pytest.mark.slow
+def test_a_baseline_is_kept_however_long_the_methods_are_trained(short, dataset, tmp_path, capsys):
+    args = short.replace(comparison_methods=["none"], comparison_file=str(tmp_path / "results.jsonl"))
+    compare_methods(dataset, args)
+    assert f"(from {args.comparison.comparison_file})" not in capsys.readouterr().out
+    compare_methods(dataset, args.replace(comparison_steps=2))
+    assert capsys.readouterr().out.count(f"(from {args.comparison.comparison_file})") == 4
+
+
+@pytest.mark.reliability("bad input")
+def test_texts_without_a_word_leave_the_other_baselines(short, dataset, tmp_path, capsys):
+    letters = DatasetDict({name: split.map(lambda row: {"text": "a b"}) for name, split in dataset.items()})
+    args = short.replace(comparison_methods=["none"], comparison_file=str(tmp_path / "results.jsonl"))
+    results, _ = compare_methods(letters, args)
+    errors = {row["method"]: row["error"] for row in results if row["error"]}
+    assert "empty vocabulary" in errors.pop(CLASSICAL)
+    assert not errors
+    assert f"{CLASSICAL}, seed 42: failed, ValueError" in capsys.readouterr().out
 
 
 @pytest.mark.reliability("bad input")
