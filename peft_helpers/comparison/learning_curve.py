@@ -71,7 +71,7 @@ def _tell_time(runs: list[tuple[str, Arguments, Prepared]]) -> None:
     trained = [(name, args.comparison.comparison_steps) for name, args, _ in to_do if name not in BASELINES]
     seconds = {name: time_method(name, *runs[-1][1:]) for name in dict(trained)}  # on the largest sample
     total = format_seconds(sum(seconds[name][0] + steps * seconds[name][1] for name, steps in trained))
-    print(f"{len(to_do)} of {len(runs)} to run: about {total} here for the {len(trained)} that train the model.")
+    print(f"{len(to_do)} of {len(runs)} to run: about {total} for the {len(trained)} that train the model.", flush=True)
 
 
 def summarize_learning_curve(results: list[dict], references: np.ndarray) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from peft_helpers.arguments import Arguments
-from peft_helpers.batches import EVALUATION_TOKENS, batch_by_tokens, longest_first
+from peft_helpers.batches import EVALUATION_TOKENS, batch_by_tokens, find_first, longest_first
 from peft_helpers.columns import join_texts
 from peft_helpers.distributed import best_device
 from peft_helpers.modeling import model_arguments, prepare_model
@@ -26,7 +26,10 @@ QUESTION = "\n\nThe text above is about"  # the best of 7 on the validation exam
 def mean_hidden_states(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, args: Arguments
 ) -> np.ndarray:
-    """Return the mean of a classifier's last hidden states over the real tokens, shape (examples, hidden size)."""
+    """Return the mean of a classifier's last hidden states over the real tokens, shape (texts, hidden size).
+
+    Of a text in several chunks it is their mean.
+    """
     order, means = longest_first(dataset), []
     lengths = iter(np.array(dataset["length"][:])[order])  # `predict` takes the examples in this order
 
@@ -35,7 +38,9 @@ def mean_hidden_states(
 
     with model.base_model.register_forward_hook(collect):
         predict(model, tokenizer, dataset, args, disable_tqdm=True)
-    return torch.stack(means).numpy()[np.argsort(order)]
+    starts = np.flatnonzero(find_first(dataset))
+    chunks = np.diff(starts, append=dataset.num_rows)
+    return np.add.reduceat(torch.stack(means).numpy()[np.argsort(order)], starts) / chunks[:, None]
 
 
 def classify_with_prompts(

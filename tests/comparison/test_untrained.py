@@ -32,6 +32,17 @@ def test_hidden_states_are_means_over_the_tokens_of_each_text_without_padding(mo
     assert not model.base_model._forward_hooks
 
 
+def test_hidden_states_of_a_text_in_chunks_are_their_mean(model, tokenizer, args):
+    tokenizer.model_max_length = 4
+    tokenized = tokenize_dataset(Dataset.from_dict({"text": TEXTS, "label": [0] * 4}), tokenizer, chunks=True)
+    chunks = mean_hidden_states(model, tokenizer, tokenized.remove_columns("is_first"), args)
+    found = mean_hidden_states(model, tokenizer, tokenized, args)
+    texts = np.cumsum(tokenized["is_first"]) - 1
+    assert np.bincount(texts).max() > 2
+    for number, row in enumerate(found):
+        np.testing.assert_allclose(row, chunks[texts == number].mean(axis=0), atol=1e-6)
+
+
 def test_an_answer_scores_the_sum_of_its_tokens_after_the_prompt(language_model, tokenizer):
     prompts, answers = tokenizer(TEXTS)["input_ids"], tokenizer([" good", " very bad story", " x", " bad"])["input_ids"]
     assert len(answers[1]) > 2
