@@ -55,8 +55,6 @@ class DataArguments:
             raise ValueError("streaming takes no --max_train_samples; --max_steps says how much is trained on.")
         if self.streaming and self.dataset_name == BBC_NEWS:
             raise ValueError(f"{BBC_NEWS} cannot be streamed; name a file, a folder or a dataset on the Hub.")
-        if self.average_chunks and self.text_pair_column:
-            raise ValueError("Pairs of texts are truncated and have no chunks; leave out --average_chunks.")
 
 
 @dataclass(frozen=True)
@@ -108,9 +106,7 @@ class ComparisonArguments:
     comparison_seeds: int = _option(3, "seeds for each of LoRA, DoRA and IA3; the other methods take one")
     comparison_minutes: float = _option(5.0, "time for all of them: seeds, then steps, then methods are left out")
     search_trials: int = _option(20, "trials of a hyperparameter search, those of earlier runs of it included")
-    train_sizes: list[int] | None = field(
-        default=None, metadata={"help": "training examples in learning-curve (default: 16, 32, 64, ... and all)"}
-    )
+    train_sizes: list[int] | None = _option(None, "training examples in learning-curve (default: 16, 32, ... and all)")
     comparison_file: str = _option("method_comparison.jsonl", "keeps the results: a comparison goes on from it")
 
 
