@@ -86,8 +86,3 @@ def describe_adapter(peft_model: PeftModel, args: Arguments, folder: str | Path)
     config = json.loads(path.read_text(encoding="utf-8"))
     config = {name: sorted(value) if isinstance(value, list) else value for name, value in config.items()}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def adapter_size(adapter_dir: str | Path) -> float:
-    """Return the size of the adapter's weights in MB (10^6 bytes)."""
-    return Path(adapter_dir, ADAPTER_WEIGHTS).stat().st_size / 1e6

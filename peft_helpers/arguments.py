@@ -55,8 +55,6 @@ class DataArguments:
             raise ValueError("streaming takes no --max_train_samples; --max_steps says how much is trained on.")
         if self.streaming and self.dataset_name == BBC_NEWS:
             raise ValueError(f"{BBC_NEWS} cannot be streamed; name a file, a folder or a dataset on the Hub.")
-        if self.average_chunks and self.text_pair_column:
-            raise ValueError("Pairs of texts are truncated and have no chunks; leave out --average_chunks.")
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ class ComparisonArguments:
     comparison_minutes: float = _option(5.0, "time for all of them: seeds, then steps, then methods are left out")
     search_trials: int = _option(20, "trials of a hyperparameter search, those of earlier runs of it included")
     train_sizes: list[int] | None = field(
-        default=None, metadata={"help": "training examples in learning-curve (default: 16, 32, 64, ... and all)"}
+        default=None, metadata={"help": "training examples in learning-curve (default: 16, 32, ... and all)"}
     )
     comparison_file: str = _option("method_comparison.jsonl", "keeps the results: a comparison goes on from it")
 
@@ -147,9 +145,7 @@ class Arguments:
             if name not in _NOT_ALWAYS_POSITIVE and type(value) in (int, float) and not value > 0:
                 raise ValueError(f"{name} is {value}; it must be greater than 0.")
         if 1 in (self.training.max_steps, self.comparison.comparison_steps):
-            raise ValueError(
-                "Two steps are the least (max_steps, comparison_steps): the first has a learning rate of 0."
-            )
+            raise ValueError("Two steps are the least (max_steps, comparison_steps): the first has a rate of 0.")
         if self.data.streaming and self.training.max_steps < 1:
             raise ValueError("streaming needs --max_steps: the end of a stream is not known before it is reached.")
 

@@ -98,5 +98,7 @@ def check_label_options(label_names: list[str], args: Arguments) -> None:
     """Raise a ValueError where an option does not suit the labels."""
     if args.training.tune_threshold and len(label_names) != 2:
         raise ValueError(f"tune_threshold takes two labels; found {len(label_names)}, {label_names[:5]}. Leave it out.")
+    if args.data.average_chunks and args.data.text_pair_column:
+        raise ValueError("Pairs of texts are truncated and have no chunks; leave out --average_chunks.")
     if args.training.class_weights and args.data.streaming:
         raise ValueError("class_weights needs the labels of all training examples; leave it out, or --streaming.")

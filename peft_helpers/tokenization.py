@@ -28,9 +28,8 @@ def encode_texts(texts: list[Text], tokenizer: PreTrainedTokenizerBase) -> Batch
     """Return ``input_ids`` and ``attention_mask`` of each text, in chunks of ``tokenizer.model_max_length`` tokens.
 
     ``overflow_to_sample_mapping`` tells which text each chunk belongs to. Pairs have no chunks: the longer text of
-    each is truncated. A text without tokens becomes one pad token with an attention mask of 1: the model pools it alike
-    in every batch. Where the pad token is ``<|endoftext|>``, one at the end of a text has no effect: the model pools
-    the token before it, and no earlier token sees it.
+    each is truncated. A text without tokens becomes one pad token with an attention mask of 1, so that the model pools
+    it alike in every batch. ``<|endoftext|>`` at the end of a text has no effect where it is the pad token.
 
     Raises:
         ValueError: ``texts`` is not a list, is empty, or holds something else than a string of whole characters.

@@ -43,9 +43,3 @@ def test_arguments_cannot_be_changed(args):
 def test_values_that_make_no_run_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         make_arguments(**options)
-
-
-@pytest.mark.reliability("bad input")
-def test_pairs_have_no_chunks_to_average():
-    with pytest.raises(ValueError, match="Pairs of texts are truncated and have no chunks; leave out --average_chunks"):
-        make_arguments(average_chunks=True, text_pair_column="answer")

@@ -68,3 +68,10 @@ def test_class_weights_of_a_stream_are_refused():
     args = make_arguments(class_weights="balanced", streaming=True, max_steps=4)
     with pytest.raises(ValueError, match="class_weights needs the labels of all training examples"):
         check_label_options(["a", "b"], args)
+
+
+@pytest.mark.reliability("bad input")
+def test_pairs_have_no_chunks_to_average():
+    args = make_arguments(average_chunks=True, text_pair_column="answer")
+    with pytest.raises(ValueError, match="Pairs of texts are truncated and have no chunks; leave out --average_chunks"):
+        check_label_options(["a", "b"], args)

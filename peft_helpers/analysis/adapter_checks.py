@@ -103,3 +103,8 @@ def _read_json(path: Path) -> dict:
             raise ValueError(f"{path} has {name} {content[name]!r}, by which loading could read or run what lies "
                              "elsewhere. Use adapters from a source that you trust, without this entry.")  # fmt: skip
     return content
+
+
+def adapter_size(adapter_dir: str | Path) -> float:
+    """Return the size of the adapter's weights in MB (10^6 bytes)."""
+    return Path(adapter_dir, ADAPTER_WEIGHTS).stat().st_size / 1e6

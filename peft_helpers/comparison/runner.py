@@ -19,7 +19,8 @@ from datasets import DatasetDict
 from peft import PeftModel
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
-from peft_helpers.adapters import adapter_size, describe_recipe
+from peft_helpers.adapters import describe_recipe
+from peft_helpers.analysis.adapter_checks import adapter_size
 from peft_helpers.analysis.report import describe_environment
 from peft_helpers.arguments import Arguments
 from peft_helpers.batches import EVALUATION_SHARE, LengthTrainer, StepTimer
