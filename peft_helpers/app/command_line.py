@@ -105,7 +105,7 @@ def _existing(name: str) -> Path:
 
 
 def _adapter(name: str) -> Path:
-    if Path(name).exists() or name.count("/") != 1:
+    if Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/")):
         return _existing(name)
     from huggingface_hub import snapshot_download
 

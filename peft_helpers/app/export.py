@@ -19,7 +19,7 @@ def export_adapter(adapter_dir: str | Path, export_dir: str | Path, onnx: bool =
     """Write the merged model, with label names and tokenizer, to ``export_dir``; with ``onnx`` also ``model.onnx``.
 
     Raises:
-        AssertionError: a logit differs from the adapter's by more than 1e-5 (ONNX: 1e-4), for one above 1 of that part.
+        AssertionError: a logit x differs from the adapter's by more than 1e-5 (1 + |x|); in ONNX, 1e-4 (1 + |x|).
         FileExistsError, ImportError: ``export_dir`` is not empty; a package for ONNX is not installed.
         ValueError: the adapter was trained on a model in 4 bits, or is none: see `load_adapter`.
     """
@@ -27,7 +27,9 @@ def export_adapter(adapter_dir: str | Path, export_dir: str | Path, onnx: bool =
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise FileExistsError(f"export_dir is {str(export_dir)!r}, which exists and is not empty; choose another.")
     if load_recipe(adapter_dir).model.load_in_4bit:
-        raise ValueError("The adapter was trained on a model in 4 bits; merged, it would be another: train in more.")
+        raise ValueError(
+            "The adapter was trained on a model in 4 bits, and merging rounds anew: train without --load_in_4bit."
+        )
     if onnx and (missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]):
         raise ImportError(f"--onnx needs {', '.join(missing)}, not installed; install with {INSTALL}.")
     model, tokenizer = load_adapter(adapter_dir)

@@ -344,6 +344,7 @@ def test_the_options_of_transformers_are_shown_on_demand(run):
         (["--dataset_name", "missing.csv"], "dataset_name is 'missing.csv': there is no such file or folder."),
         (["compare", "--model_name_or_path", "./missing"], "model_name_or_path is './missing': there is no such file"),
         (["evaluate", "missing", "rows.csv"], "there is no file or folder 'missing'; name one"),
+        (["predict", "./missing", "good"], "argument adapter_dir: there is no file or folder './missing'; name one"),
         (
             ["predict", "missing/adapter", "good"],
             "there is no folder 'missing/adapter', nor can it be downloaded from the Hub: ",
