@@ -45,7 +45,7 @@ class DataArguments:
     text_pair_column: str | None = _option(None, "column with second texts, for a task on pairs (default: no pairs)")
     label_column: str | None = _option(None, "column with the labels (default: the only candidate)")
     max_length: int = _option(128, "tokens after which a text is truncated")
-    average_chunks: bool = _option(False, "test and predict on all of a long text, not its first max_length tokens")
+    average_chunks: bool = _option(False, "test and predict on all chunks of a long text; validation reads the first")
     max_train_samples: int | None = _option(None, "stratified subset of the training examples (default: all)")
     max_eval_samples: int | None = _option(None, "subset of validation and of test (default: all; 2,000 of a stream)")
     streaming: bool = _option(False, "read training examples as they are needed; takes max_steps")

@@ -16,7 +16,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from peft_helpers.analysis.plots import CLASSICAL, FROZEN, MAJORITY, PROMPTED
 from peft_helpers.analysis.report import majority_class
 from peft_helpers.arguments import Arguments
-from peft_helpers.batches import find_first
 from peft_helpers.columns import join_texts
 from peft_helpers.comparison.untrained import classify_with_prompts, mean_hidden_states
 from peft_helpers.metrics import compute_metrics, predicted_labels
@@ -52,7 +51,6 @@ def classify_with_features(
     """Return the output of `mean_hidden_states` and logistic regression on the test examples, and its weights."""
     model = load_model(args, tokenizer, CLASSIFICATION, dataset["test"].features["label"].names)
     splits = [tokenize_dataset(dataset[name], tokenizer) for name in ("train", "test")]
-    splits = [split.select(np.flatnonzero(find_first(split))) for split in splits]
     features = [mean_hidden_states(model, tokenizer, split, args) for split in splits]
     # A few of GPT-2's hidden units are hundreds of times larger than the others.
     return _classify(dataset, features, StandardScaler(), [0.001, 0.01, 0.1, 1], args.training.seed)

@@ -27,7 +27,7 @@ def measure_learning_curve(dataset: DatasetDict, args: Arguments) -> tuple[list[
     Results are as in `compare_methods`, and are kept and found like them; each also has its number of ``examples``.
     Each of ``comparison_seeds`` seeds draws a head and stratified samples, the smaller within the larger. Every method
     is trained for ``num_train_epochs`` passes, but for ``comparison_steps`` steps at least: a few passes over a few
-    examples change too little (Zhang et al. 2021, arXiv 2006.05987, section 6). ``comparison_minutes`` does not count.
+    examples change too little (Zhang et al. 2021, arXiv 2006.05987). ``comparison_minutes`` does not count.
 
     Raises:
         ValueError: see `check_comparison`, `choose_sizes` and `read_results`.

@@ -19,8 +19,8 @@ from peft_helpers.distributed import best_device
 from peft_helpers.modeling import model_arguments, prepare_model
 from peft_helpers.training import predict
 
-CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021, section 5
-QUESTION = "\n\nThe text above is about"  # the best of 7 on the validation examples of BBC News and SST-2
+CONTENT_FREE = ("N/A", "", "[MASK]")  # as Zhao et al. 2021 take them
+QUESTION = "\n\nThe text above is about"  # the best of 5 on BBC News\' validation examples, second on SST-2
 
 
 def mean_hidden_states(
