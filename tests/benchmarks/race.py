@@ -3,8 +3,9 @@
     python -m tests.benchmarks.race --output_file race.png --model_name_or_path MODEL --dataset_name DATA
 
 What is not named here is an option of the notebook (``LFT_ARGS``). A recipe's learning rate is the best of several on
-the validation rows, one run each; this package keeps its default. Then each recipe is a process of its own, they take
-turns, and the test rows are evaluated at several points of the training, while the clock stands still.
+the validation rows, in one run each on half of the training rows; this package keeps its default. Then each recipe
+is a process of its own, they take turns, and the test rows are evaluated at several points of the training, while the
+clock stands still.
 """
 
 import argparse
@@ -34,7 +35,7 @@ LORA_RATES = [1e-4, 2e-4, 5e-4, 1e-3, 2e-3]
 RECIPES = {
     CAREFUL: ("lora", False, LORA_RATES),
     f"{CAREFUL}, bf16=True": ("lora", True, LORA_RATES),
-    "AdapterHub, bf16=True": ("adapterhub", True, LORA_RATES),
+    "AdapterHub, bf16=True": ("adapterhub", True, [5e-4, 1e-3, 2e-3]),
     "full fine-tuning, bf16=True": ("full", True, [2e-5, 5e-5, 1e-4]),
     "last two layers, bf16=True": ("last_layers", True, [1e-4, 3e-4, 1e-3]),
     "frozen features, logistic regression": ("frozen_features", True, [None]),
@@ -87,8 +88,14 @@ def choose_rates(names: list[str], common: dict, pythons: dict[str, str], seed: 
     for name in names:
         recipe, _, rates = RECIPES[name]
         if len(rates) > 1 and recipe not in best:
-            fastest = {"bf16": common["has_bf16"], "points": 1, "evaluate_on": "validation", "seed": seed}
-            runs = run_recipe(name, common, pythons[recipe], learning_rates=rates, **fastest)["runs"]
+            short = {
+                "bf16": common["has_bf16"],
+                "train_share": 0.5,
+                "points": 1,
+                "evaluate_on": "validation",
+                "seed": seed,
+            }
+            runs = [run_recipe(name, common, pythons[recipe], learning_rate=rate, **short) for rate in rates]
             tried[recipe] = {run["learning_rate"]: run["curve"][-1][1] for run in runs}
             best[recipe] = max(tried[recipe], key=tried[recipe].get)
             print(f"{recipe}: {tried[recipe]}", file=sys.stderr, flush=True)
@@ -97,7 +104,7 @@ def choose_rates(names: list[str], common: dict, pythons: dict[str, str], seed: 
 
 def mean_curve(runs: list[dict]) -> np.ndarray:
     """Return seconds and accuracy at each point, shape (points, 2): the means over the seeds."""
-    return np.mean([run["runs"][0]["curve"] for run in runs], axis=0)
+    return np.mean([run["curve"] for run in runs], axis=0)
 
 
 def seconds_to(accuracy: float, curve: np.ndarray) -> float | None:
@@ -110,7 +117,7 @@ def summarize(runs: dict[str, list[dict]], test_rows: int) -> list[dict[str, str
     target = mean_curve(runs[CAREFUL])[:, 1].max() if CAREFUL in runs else np.inf
     table = []
     for name, of_recipe in runs.items():
-        curve, rate = mean_curve(of_recipe), of_recipe[0]["runs"][0]["learning_rate"]
+        curve, rate = mean_curve(of_recipe), of_recipe[0]["learning_rate"]
         seconds, accuracy = curve[-1]
         low, high = binomtest(round(accuracy * test_rows), test_rows).proportion_ci(0.95, method="wilson")
         reached = seconds_to(target, curve)
@@ -142,8 +149,29 @@ def plot(runs: dict[str, list[dict]], title: str, path: Path) -> None:
     plt.savefig(path, dpi=120)
 
 
+def race(options: argparse.Namespace, args: helpers.Arguments) -> tuple[dict, dict]:
+    """Run the recipes in turns; return what was measured, which is kept after each run, and what all have in common."""
+    names = [name for name, (recipe, *_) in RECIPES.items() if options.adapters_python or recipe != "adapterhub"]
+    pythons = dict.fromkeys([recipe for recipe, *_ in RECIPES.values()], sys.executable)
+    pythons["adapterhub"] = options.adapters_python
+    content = {"environment": helpers.describe_environment().to_dict(), "runs": {name: [] for name in names}}
+    with tempfile.TemporaryDirectory() as folder:
+        common = write_rows(args, folder)
+        best, content["validation"] = choose_rates(names, common, pythons, options.seeds[0])
+        for seed in options.seeds:
+            for name in names:
+                if seed == options.seeds[0] or name.startswith(REPEATED):
+                    recipe = RECIPES[name][0]
+                    settings = {"points": options.points, "train_share": 1, "evaluate_on": "test", "seed": seed}
+                    run = run_recipe(name, common, pythons[recipe], learning_rate=best.get(recipe), **settings)
+                    content["runs"][name].append(run)
+                    options.output_file.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+                    print(f"seed {seed}, {name}: {run['curve'][-1]}", file=sys.stderr, flush=True)
+    return content, common
+
+
 def main() -> None:
-    """Choose the learning rates, run the recipes in turns, print the table, and keep figure and measurements."""
+    """Parse the options, run the race, print the table and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_file", type=Path, default=Path("race.png"), help="the figure; JSON goes beside it")
     parser.add_argument("--points", type=int, default=10, help="evaluations on the way")
@@ -151,35 +179,13 @@ def main() -> None:
     parser.add_argument("--adapters_python", help="python with AdapterHub's adapters (default: without that recipe)")
     options, rest = parser.parse_known_args()
     args = helpers.parse_arguments(shlex.join(rest), num_train_epochs=1, max_train_samples=2_000)
-    names = [name for name, (recipe, *_) in RECIPES.items() if options.adapters_python or recipe != "adapterhub"]
-    pythons = {recipe: options.adapters_python if recipe == "adapterhub" else sys.executable
-               for recipe, *_ in RECIPES.values()}  # fmt: skip
-    runs = {name: [] for name in names}
-    with tempfile.TemporaryDirectory() as folder:
-        common = write_rows(args, folder)
-        best, tried = choose_rates(names, common, pythons, options.seeds[0])
-        for seed in options.seeds:
-            for name in names:
-                if seed == options.seeds[0] or name.startswith(REPEATED):
-                    recipe = RECIPES[name][0]
-                    settings = {"points": options.points, "evaluate_on": "test", "seed": seed}
-                    run = run_recipe(name, common, pythons[recipe], learning_rates=[best.get(recipe)], **settings)
-                    runs[name].append(run)
-                    print(f"seed {seed}, {name}: {run['runs'][0]['curve'][-1]}", file=sys.stderr, flush=True)
-    table = summarize(runs, common["test_rows"])
-    environment = helpers.describe_environment()
-    print(f"{', '.join(f'{name} {value}' for name, value in environment.items())}\n")
+    content, common = race(options, args)
+    table = summarize(content["runs"], common["test_rows"])
+    print(f"{', '.join(f'{name} {value}' for name, value in content['environment'].items())}\n")
     print("| " + " | ".join(table[0]) + " |\n|" + "---|" * len(table[0]))
     for row in table:
         print("| " + " | ".join(row.values()) + " |")
-    content = {
-        "environment": environment.to_dict(),
-        "validation": tried,
-        "test_rows": common["test_rows"],
-        "runs": runs,
-    }
-    options.output_file.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
-    plot(runs, f"{Path(common['model']).name}, {Path(args.data.dataset_name).name}", options.output_file)
+    plot(content["runs"], f"{Path(common['model']).name}, {Path(args.data.dataset_name).name}", options.output_file)
 
 
 if __name__ == "__main__":
