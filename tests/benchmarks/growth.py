@@ -21,11 +21,13 @@ LENGTHS = [32, 64, 128, 256, 512, 1_024]
 
 def measure(model: str, lengths: list[int], batch_size: int) -> dict:
     """Return the tokens a second of training, the seconds, and the peak memory in GB."""
-    recipe = speed.DEFAULTS | {"batch_size": batch_size, "target_modules": ["c_attn"]}
-    options = argparse.Namespace(model=model, tokenizer=None)
+    recipe = speed.PACKAGE | {"batch_size": batch_size, "target_modules": ["c_attn"]}
+    options = argparse.Namespace(model=model, tokenizer=None, threads=None, without_bfloat16=False)
     with tempfile.TemporaryDirectory() as folder:
         speed.make_model(options, folder)
-        run = speed.run_recipe(recipe, folder, {"train_lengths": lengths, "test_lengths": lengths[:batch_size]}, None)
+        run = speed.run_recipe(
+            recipe, folder, {"train_lengths": lengths, "test_lengths": lengths[:batch_size]}, options
+        )
     seconds = run["train_seconds"]
     point = {
         "rows": len(lengths),

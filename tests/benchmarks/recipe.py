@@ -108,6 +108,7 @@ def package(settings: dict, tokenizer: PreTrainedTokenizerBase, train: Dataset, 
         output_dir=tempfile.mkdtemp(),
         disable_tqdm=True,
         bf16=settings["bf16"],
+        **settings.get("options", {}),
         **NO_EVALUATION,
     )
     model = load_model(args, tokenizer, helpers.CLASSIFICATION, LABELS)

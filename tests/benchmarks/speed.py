@@ -25,7 +25,7 @@ import peft_helpers as helpers
 from peft_helpers.tiny_gpt2 import TINY_GPT2
 
 PLAIN = {"path": "plain", "padding": "longest", "bf16": False}
-PACKAGE = {"path": "package", "bf16": None}
+PACKAGE = {"path": "package", "bf16": None, "options": {}}
 
 
 def draw_lengths(kind: str, count: int, seed: int) -> list[int]:
@@ -54,7 +54,9 @@ def make_recipes(options: argparse.Namespace) -> dict[str, dict]:
         "this package": PACKAGE | same,
         "this package, --bf16 false": PACKAGE | same | {"bf16": False},
     }
-    if options.rows == "short" and options.model == "gpt2":
+    for variant in options.variants:
+        recipes[f"this package, --{variant}"] = PACKAGE | same | {"options": {variant: True}}
+    if options.rows == "short" and options.model == "gpt2" and not options.without_seeds_recipe:
         recipes["the seeds' recipe: padding to 1,024, batch 2"] = (
             PLAIN | same | {"padding": "max_length", "batch_size": 2}
         )
@@ -124,6 +126,8 @@ def main() -> None:
     parser.add_argument("--rows", choices=["short", "long", "passages"], default="short")
     parser.add_argument("--tokenizer", help="Hub id, or folder (default: the tiny GPT-2's)")
     parser.add_argument("--without_bfloat16", action="store_true", help="as on a CPU with AVX2 only, which is imitated")
+    parser.add_argument("--without_seeds_recipe", action="store_true", help="it takes a minute for four rows")
+    parser.add_argument("--variants", nargs="*", default=[], help="options of this package to turn on: torch_compile")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--batch_size", type=int, help="default: 32 short rows, 8 long ones, 16 passages")
     parser.add_argument("--train_rows", type=int, help="default: 512 short rows, 16 long ones, 2,048 passages")
