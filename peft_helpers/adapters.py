@@ -20,7 +20,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 def describe_recipe(args: Arguments) -> dict[str, object]:
     """Return the options that decide on the adapter: not where a run writes, nor what else it does."""
     names = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size",
-             "gradient_accumulation_steps", "seed", "bf16", "class_weights")  # fmt: skip
+             "gradient_accumulation_steps", "seed", "bf16", "class_weights", "tune_threshold")  # fmt: skip
     training = {name: getattr(args.training, name) for name in names}
     return asdict(args.model) | asdict(args.data) | asdict(args.lora) | training
 

@@ -97,6 +97,7 @@ def plan_language_modeling(args: Arguments) -> tuple[Arguments, Task]:
         # Each token has a logit for every entry of the vocabulary: what fits in training fits in evaluation too.
         "per_device_eval_batch_size": args.training.per_device_train_batch_size,
         "class_weights": None,
+        "tune_threshold": False,
         "output_dir": f"{Path(args.training.output_dir)}_language_model",
         "hub_model_id": args.training.hub_model_id and f"{args.training.hub_model_id}_language_model",
     }

@@ -61,7 +61,7 @@ def test_reliability_shows_accuracy_and_shares_before_and_after():
     np.testing.assert_allclose(np.transpose(accuracy.get_data()), [[0.6, 0.5], [0.9, 0.5]])
     assert sorted(height for height in bar_heights(before) if height) == [0.5, 0.5]
     assert [height for height in bar_heights(after) if height] == [1.0]
-    assert (before.get_title(), after.get_title()) == ("Before: error 0.250", "With the temperature: error 0.004")
+    assert (before.get_title(), after.get_title()) == ("Before: error 0.250", "With the temperature: error 0.003")
 
 
 def test_training_marks_the_checkpoint_that_is_kept():
