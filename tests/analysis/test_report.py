@@ -155,7 +155,7 @@ def test_an_evaluation_is_a_line_a_metric():
     assert lines[0] == "20 examples"
     names = ["accuracy", "precision (macro)", "recall (macro)", "F1 (macro)"]
     names += ["F1 (rarer label)", "ROC AUC", "average precision (rarer label)"]
-    assert [line[:30].strip() for line in lines[1:]] == names
+    assert [line[:31].strip() for line in lines[1:]] == names
     low, high = accuracy_interval(TUNED, TRUE)
     assert lines[1].endswith(f"0.900 [{low:.3f}, {high:.3f}]")
 

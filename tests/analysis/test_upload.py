@@ -37,7 +37,7 @@ def test_a_run_is_sent_once_and_can_be_evaluated_by_its_id(hub_server, hub_root,
     assert all(row.get("private") or row.get("visibility") == "private" for row in created)
     assert len([line for line in hub_server.requests if "/commit/" in line]) == 1  # no checkpoints
     sent = hub_root / "models" / "reader" / "films"
-    assert {path.relative_to(sent).as_posix() for path in sent.rglob("*")} == set(HUB_FILES) - {"calibration.json"}
+    assert {path.relative_to(sent).as_posix() for path in sent.rglob("*")} == set(HUB_FILES)
     for path in sent.iterdir():
         assert path.read_bytes() == (folder / path.name).read_bytes()
         assert b"hf_reader" not in path.read_bytes()

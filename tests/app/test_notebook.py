@@ -12,7 +12,8 @@ from peft_helpers.app.notebook import REQUIREMENTS, OfflineBox, check_requiremen
 
 # The name of a package where it is not that of the module.
 PACKAGES = {"sklearn": "scikit-learn", "IPython": "ipython"}
-OPTIONAL = {"gradio", "playwright"}  # the web page's
+# In peft_helpers/optional_requirements.txt, or for the tests of CI.
+OPTIONAL = {"gradio", "playwright", "optuna", "cleanlab", "onnxruntime"}
 
 
 def imported_modules() -> set[str]:
