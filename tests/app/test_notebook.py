@@ -12,8 +12,8 @@ from peft_helpers.app.notebook import REQUIREMENTS, OfflineBox, check_requiremen
 
 # The name of a package where it is not that of the module.
 PACKAGES = {"sklearn": "scikit-learn", "IPython": "ipython"}
-# In peft_helpers/optional_requirements.txt, or for the tests of CI.
-OPTIONAL = {"gradio", "playwright", "optuna", "cleanlab", "onnxruntime"}
+# In peft_helpers/optional_requirements.txt, for the tests of CI, or in the environment of a benchmark.
+OPTIONAL = {"gradio", "playwright", "optuna", "cleanlab", "onnxruntime", "adapters"}
 
 
 def imported_modules() -> set[str]:
