@@ -51,6 +51,7 @@ def plant(dataset: Dataset, classes: int) -> tuple[Dataset, list[int]]:
 
 
 def test_most_of_the_planted_labels_are_among_the_most_suspicious(args):
+    pytest.importorskip("cleanlab")
     test = prepare_splits(load_bbc_news(), args)["test"]
     names = test.features["label"].names
     dataset, planted = plant(test, len(names))
@@ -64,6 +65,7 @@ def test_most_of_the_planted_labels_are_among_the_most_suspicious(args):
 
 
 def test_the_outputs_of_a_model_are_taken_as_they_are():
+    pytest.importorskip("cleanlab")
     dataset = Dataset.from_dict({"text": list("abcdef"), "label": [0, 1, 0, 1, 0, 1]})
     logits = np.array([[2, 0], [0, 2], [-4, 0], [0, 2], [2, 0], [1, 0]], dtype=float)
     table = suspicious_labels(dataset, ["bad", "good"], EvalPrediction(logits, np.array(dataset["label"][:])), top=2)
@@ -74,6 +76,7 @@ def test_the_outputs_of_a_model_are_taken_as_they_are():
 
 
 def test_a_label_without_examples_and_a_rare_one_do_no_harm():
+    pytest.importorskip("cleanlab")
     rows = Dataset.from_dict({"text": ["a good film", "a bad film"] * 5, "label": [2, 0] * 5})
     dataset = concatenate_datasets([rows, Dataset.from_dict({"text": ["a film"], "label": [3]})])
     table = suspicious_labels(dataset, ["bad", "never", "good", "rare"], top=1)
@@ -82,6 +85,7 @@ def test_a_label_without_examples_and_a_rare_one_do_no_harm():
 
 @pytest.mark.reliability("bad input")
 def test_another_split_is_refused_and_so_is_a_missing_package(monkeypatch):
+    pytest.importorskip("cleanlab")
     dataset = Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
     with pytest.raises(ValueError, match="not the same examples in the same order"):
         suspicious_labels(dataset, ["bad", "good"], EvalPrediction(np.eye(2), np.array([1, 0])))

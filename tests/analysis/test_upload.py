@@ -22,6 +22,7 @@ def no_token(monkeypatch, tmp_path):
 
 
 def test_a_run_is_sent_once_and_can_be_evaluated_by_its_id(hub_server, hub_root, args, raw, tmp_path, capsys):
+    pytest.importorskip("cleanlab")
     args, created = args.replace(num_train_epochs=1, max_train_samples=12, **PUSH), []
 
     def create(handler):

@@ -232,6 +232,7 @@ def test_compare_shows_the_methods_and_keeps_table_and_figure(options, run, tmp_
 
 @pytest.mark.slow
 def test_search_leaves_table_and_figure_and_the_words_that_train_the_best(options, run, tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
     found, trained = [], []
     real = helpers.search_hyperparameters
     monkeypatch.setattr(helpers, "search_hyperparameters", lambda *of: found.append((of, real(*of))) or found[-1][1],

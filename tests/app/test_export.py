@@ -63,6 +63,8 @@ def test_onnx_gives_the_same_for_padded_batches_of_any_size(adapter, tmp_path):
 @pytest.mark.parametrize("onnx", [False, True])
 def test_other_logits_are_an_error_and_leave_no_folder(onnx, adapter, tmp_path, monkeypatch):
     if onnx:
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
         write = export._export_to_onnx
         monkeypatch.setattr(export, "_export_to_onnx", lambda *inputs: write(*inputs) + 1e-3)
     else:

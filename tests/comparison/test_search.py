@@ -1,7 +1,6 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-import optuna
 import pytest
 import torch
 from datasets import DatasetDict
@@ -16,6 +15,7 @@ from peft_helpers.data import prepare_splits
 from peft_helpers.modeling import load_model
 from peft_helpers.tokenization import tokenize_splits
 
+optuna = pytest.importorskip("optuna")
 LABELS = ["negative", "positive"]
 
 
