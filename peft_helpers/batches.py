@@ -109,8 +109,6 @@ class LengthTrainer(Trainer):
         if self.train_dataset is not None and getattr(self.args, "class_weights", None):
             labels, number = self.train_dataset["labels"][:], self.model.config.num_labels
             self.compute_loss_func = balance_loss(labels, number, self.args.label_smoothing_factor)
-        if getattr(self.args, "tune_threshold", False):  # the macro F1 may be that of one label throughout
-            self.args.metric_for_best_model, self.args.greater_is_better = "loss", False
 
     def _set_up(self, model: PreTrainedModel) -> PreTrainedModel:
         # It has no other name: https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/configuration_utils.py

@@ -77,10 +77,7 @@ def rename_splits(raw: DatasetDict) -> dict[str, Dataset | IterableDataset]:
 
 
 def hash_texts(texts: list[str]) -> np.ndarray:
-    """Return 64 bits for each text, in place of it: two of 1,000,000 share them with a probability of 3e-8.
-
-    Blanks around a text do not count.
-    """
+    """Return 64 bits for each text without the blanks around it; two of 1,000,000 share them with p = 3e-8."""
     return pd.util.hash_array(np.array([text.strip() for text in texts], dtype=object), categorize=False)
 
 

@@ -115,6 +115,8 @@ def make_trainer(
     count_steps(train, arguments)
     save_recipe(args, arguments.output_dir, CHECKPOINTS_RUN_FILE)
     options = {"metric_for_best_model": task.metric_for_best_model, "greater_is_better": task.greater_is_better}
+    if arguments.tune_threshold:  # the macro F1 may be that of one label throughout
+        options |= {"metric_for_best_model": "loss", "greater_is_better": False}
     if isinstance(train, IterableDataset):
         options["accelerator_config"] = {"dispatch_batches": False}  # each process reads it and takes its share
     callbacks = [TellTime(validation.num_rows)]

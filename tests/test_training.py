@@ -234,3 +234,9 @@ def test_a_task_without_metrics_has_the_loss_only(peft_model, tokenizer, tokeniz
     assert output.metrics["test_loss"] == pytest.approx(whole.metrics["test_loss"], abs=1e-6)
     assert output.metrics["test_perplexity"] == pytest.approx(np.exp(output.metrics["test_loss"]))
     assert "test_f1" not in output.metrics
+
+
+def test_with_a_threshold_the_loss_chooses_the_checkpoint(new_trainer):
+    assert new_trainer().args.metric_for_best_model == "f1"
+    chosen = new_trainer(tune_threshold=True).args
+    assert (chosen.metric_for_best_model, chosen.greater_is_better) == ("loss", False)

@@ -14,13 +14,8 @@ from tqdm import trange
 import peft_helpers as helpers  # loads what is used: help and errors do not wait for the large libraries
 
 PROGRAM = "python -m peft_helpers"
-TRAINING_COMMANDS = (
-    "train",
-    "compare",
-    "learning-curve",
-    "search",
-    "language-model",
-)  # take every option of `Arguments`
+# These take every option of `Arguments`.
+TRAINING_COMMANDS = ("train", "compare", "learning-curve", "search", "language-model")
 CHUNK = 64  # texts that predict classifies before it writes their lines
 
 

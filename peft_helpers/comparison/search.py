@@ -55,7 +55,7 @@ def search_hyperparameters(dataset: DatasetDict, args: Arguments) -> tuple[pd.Da
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     total = args.comparison.search_trials
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _make_trainer(dataset, args.replace(output_dir=folder, **NO_CHECKPOINTS))
+        trainer = _make_trainer(dataset, args.replace(output_dir=folder, tune_threshold=False, **NO_CHECKPOINTS))
         place = _find_place(trainer, args)
         study = optuna.create_study(**place)
         table = _tabulate(study)

@@ -172,3 +172,10 @@ def test_a_search_without_optuna_says_how_to_install_it(small, monkeypatch):
     monkeypatch.setattr(search, "optuna", None)
     with pytest.raises(ImportError, match=r"needs Optuna, .* `python -m pip install -r .*optional_requirements\.txt`"):
         check_search(small)
+
+
+def test_a_search_is_judged_by_f1_with_a_threshold_too(small, splits, monkeypatch):
+    made, make_trainer = [], search._make_trainer
+    monkeypatch.setattr(search, "_make_trainer", lambda *args: made.append(make_trainer(*args)) or made[-1])
+    search_hyperparameters(splits, small.replace(search_trials=1, tune_threshold=True))
+    assert made[0].args.metric_for_best_model == "f1"
