@@ -199,12 +199,12 @@ def search(options: Namespace) -> None:
     helpers.check_search(args)
     splits = helpers.load_splits(args)
     del splits["test"]  # nothing can be chosen on it
-    table, best = helpers.search_hyperparameters(splits, args)
-    folder = Path(args.training.output_dir)
+    study, folder = helpers.search_hyperparameters(splits, args), Path(args.training.output_dir)
+    table = helpers.tabulate_trials(study)
     table.to_csv(folder / "search.csv")
-    helpers.plot_search(table).savefig(folder / "search.png", dpi=150)
+    helpers.plot_trials(study).savefig(folder / "search.png", dpi=150)
     print(f"\n{table.to_string()}\nThe table and the figure are in {folder}: search.csv, search.png.")
-    best = {**best, "output_dir": folder / "adapter"}
+    best = study.best_params | {"output_dir": folder / "adapter"}
     words = [word for name, value in best.items() for word in (f"--{name}", str(value))]
     print(f"To train with the best: {shlex.join([*PROGRAM.split(), 'train', *options.words, *words])}")
 

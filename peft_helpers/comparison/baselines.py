@@ -4,11 +4,9 @@ import time
 
 import numpy as np
 from datasets import DatasetDict
-from sklearn.base import TransformerMixin
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoConfig, EvalPrediction, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -41,8 +39,8 @@ def run_baseline(name: str, dataset: DatasetDict, tokenizer: PreTrainedTokenizer
 
 def classify_with_tfidf(dataset: DatasetDict, seed: int) -> tuple[EvalPrediction, int]:
     """Return the output of TF-IDF and logistic regression on the test examples, and its number of weights."""
-    texts = [join_texts(dataset[name][:]) for name in ("train", "test")]
-    return _classify(dataset, texts, TfidfVectorizer(sublinear_tf=True), [1, 10, 100], seed)
+    texts, vectorizer = [join_texts(dataset[name][:]) for name in ("train", "test")], TfidfVectorizer(sublinear_tf=True)
+    return _classify(dataset, vectorizer.fit_transform(texts[0]), vectorizer.transform(texts[1]), [1, 10, 100], seed)
 
 
 def classify_with_features(
@@ -51,30 +49,28 @@ def classify_with_features(
     """Return the output of `mean_hidden_states` and logistic regression on the test examples, and its weights."""
     model = load_model(args, tokenizer, CLASSIFICATION, dataset["test"].features["label"].names)
     splits = [tokenize_dataset(dataset[name], tokenizer) for name in ("train", "test")]
-    features = [mean_hidden_states(model, tokenizer, split, args) for split in splits]
-    # A few of GPT-2's hidden units are hundreds of times larger than the others.
-    return _classify(dataset, features, StandardScaler(), [0.001, 0.01, 0.1, 1], args.training.seed)
+    train, test = (mean_hidden_states(model, tokenizer, split, args) for split in splits)
+    scaler = StandardScaler().fit(train)  # a few of GPT-2's hidden units are hundreds of times larger than the others
+    strengths = [0.001, 0.01, 0.1, 1]
+    return _classify(dataset, scaler.transform(train), scaler.transform(test), strengths, args.training.seed)
 
 
 def _classify(
-    dataset: DatasetDict, inputs: list, first: TransformerMixin, strengths: list[float], seed: int
+    dataset: DatasetDict, train: np.ndarray, test: np.ndarray, strengths: list[float], seed: int
 ) -> tuple[EvalPrediction, int]:
-    """Fit ``first`` and logistic regression to the first of ``inputs``, those of train, and test them on the second.
+    """Fit logistic regression to the features ``train`` and return what it makes of ``test``, rows as in ``dataset``.
 
     Cross-validation on the training examples chooses the strength of its regularization.
     """
-    train, test, labels = dataset["train"], dataset["test"], np.asarray(dataset["train"]["label"][:])
+    label, labels = dataset["train"].features["label"], np.asarray(dataset["train"]["label"][:])
     folds = int(np.clip(np.unique(labels, return_counts=True)[1].min(), 2, 5))
-    search = GridSearchCV(
-        make_pipeline(first, LogisticRegression(max_iter=1000)),
-        {"logisticregression__C": strengths},
-        scoring="f1_macro",
-        cv=StratifiedKFold(folds, shuffle=True, random_state=seed),
-    ).fit(inputs[0], labels)
-    probabilities = np.zeros((test.num_rows, train.features["label"].num_classes))
-    probabilities[:, search.classes_] = search.predict_proba(inputs[1])
-    classifier, references = search.best_estimator_[-1], np.asarray(test["label"][:])
-    return EvalPrediction(probabilities, references), classifier.coef_.size + classifier.intercept_.size
+    folds = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    search = GridSearchCV(LogisticRegression(max_iter=1000), {"C": strengths}, scoring="f1_macro", cv=folds)
+    classifier = search.fit(train, labels).best_estimator_
+    probabilities = np.zeros((dataset["test"].num_rows, label.num_classes))
+    probabilities[:, classifier.classes_] = classifier.predict_proba(test)
+    output = EvalPrediction(probabilities, np.asarray(dataset["test"]["label"][:]))
+    return output, classifier.coef_.size + classifier.intercept_.size
 
 
 def score_predictions(output: EvalPrediction) -> dict[str, float | list[int]]:

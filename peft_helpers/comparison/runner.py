@@ -41,7 +41,7 @@ INTERVAL = 0.01  # seconds between two looks at the memory: a training step take
 
 @dataclass(frozen=True)
 class Prepared:
-    """What all runs share: train and test as tokens, the tokenizer, the names of the labels."""
+    """What all runs share: the splits as tokens, the tokenizer, the names of the labels."""
 
     tokenized: DatasetDict
     tokenizer: PreTrainedTokenizerBase
@@ -52,16 +52,16 @@ class Prepared:
 def check_comparison(args: Arguments) -> None:
     """Raise a ValueError if ``args`` has streaming, or this is one of several processes; see also `check_model`."""
     if args.data.streaming or process_state().num_processes > 1:
-        raise ValueError("Methods are compared in memory, in one process; leave out --streaming and accelerate launch.")
+        raise ValueError("Runs are compared in memory, in one process; leave out --streaming and accelerate launch.")
     check_model(args)
 
 
 def prepare(dataset: DatasetDict, args: Arguments) -> Prepared:
-    """Return what runs on train and test of ``dataset`` share."""
+    """Return what runs on ``dataset`` share."""
     name, length, chunks = args.model.model_name_or_path, args.data.max_length, args.data.average_chunks
     tokenizer = AutoTokenizer.from_pretrained(name, model_max_length=length, average_chunks=chunks)
     set_padding(tokenizer, empty_model(AutoConfig.from_pretrained(name)))
-    label_names = dataset["test"].features["label"].names
+    label_names = dataset["train"].features["label"].names
     return Prepared(tokenize_splits(dataset, tokenizer), tokenizer, label_names, dataset)
 
 
@@ -95,19 +95,22 @@ def find_or_run(runs: list[tuple[str, Arguments, Prepared]]) -> list[dict]:
     return results
 
 
-def _fingerprint(name: str, args: Arguments, data: Prepared) -> str:
-    recipe = describe_recipe(args) | ({} if name in BASELINES else {"learning_rate": learning_rate(name, args)})
-    examples = [data.tokenized[split][column][:] for split in ("train", "test") for column in ("labels", "length")]
-    environment = describe_environment().to_dict()
-    steps = None if name in BASELINES else args.comparison.comparison_steps
-    settings = [name, recipe, steps, data.label_names, environment, examples]
+def fingerprint(settings: list, args: Arguments, data: Prepared) -> str:
+    """Return a SHA-256 of ``settings`` and of what every result depends on: recipe, versions, device and examples."""
+    examples = [split[column][:] for split in data.tokenized.values() for column in ("labels", "length")]
+    settings = [settings, describe_recipe(args), describe_environment().to_dict(), data.label_names, examples]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+
+def _fingerprint(name: str, args: Arguments, data: Prepared) -> str:
+    of_training = [] if name in BASELINES else [args.comparison.comparison_steps, learning_rate(name, args)]
+    return fingerprint([name, *of_training], args, data)
 
 
 def find_result(name: str, args: Arguments, data: Prepared) -> dict | None:
     """Return what ``comparison_file`` has for the same run, if it did not fail."""
-    fingerprint, kept = _fingerprint(name, args, data), read_results(args.comparison.comparison_file)
-    return next((row for row in kept if row["fingerprint"] == fingerprint and row["error"] is None), None)
+    wanted, kept = _fingerprint(name, args, data), read_results(args.comparison.comparison_file)
+    return next((row for row in kept if row["fingerprint"] == wanted and row["error"] is None), None)
 
 
 def _run_and_keep(name: str, args: Arguments, data: Prepared) -> dict:

@@ -1,23 +1,22 @@
 """A search for hyperparameters with Optuna, judged on the validation examples; it goes on where it was interrupted."""
 
-import hashlib
-import json
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from datasets import DatasetDict
+from matplotlib.figure import Figure
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from transformers import AutoConfig, AutoTokenizer, EarlyStoppingCallback, PrinterCallback
+from transformers import AutoConfig, EarlyStoppingCallback, PrinterCallback
 
-from peft_helpers.adapters import describe_recipe
-from peft_helpers.analysis.report import describe_environment
+from peft_helpers import INSTALL
 from peft_helpers.arguments import Arguments
 from peft_helpers.batches import LengthTrainer, format_seconds
-from peft_helpers.distributed import process_state
+from peft_helpers.comparison.runner import Prepared, check_comparison, fingerprint, prepare
 from peft_helpers.interruptions import explain_out_of_memory
-from peft_helpers.modeling import check_model, load_model, lora_arguments
+from peft_helpers.modeling import load_model, lora_arguments
 from peft_helpers.training import CLASSIFICATION, make_trainer
 
 try:
@@ -29,22 +28,20 @@ NO_CHECKPOINTS = {"save_strategy": "no", "load_best_model_at_end": False, "push_
 
 
 def check_search(args: Arguments) -> None:
-    """Raise an ImportError without Optuna, a ValueError for streaming or several processes; see also `check_model`."""
+    """Raise an ImportError without Optuna; see also `check_comparison`."""
     if optuna is None:
-        command = f"python -m pip install -r {Path(__file__).parents[1] / 'optional_requirements.txt'}"
-        raise ImportError(f"A search needs Optuna, which is not installed; install it with `{command}`.")
-    if args.data.streaming or process_state().num_processes > 1:
-        raise ValueError("A search runs in memory, in one process; leave out --streaming and accelerate launch.")
-    check_model(args)
+        raise ImportError(f"A search needs Optuna, which is not installed; install it with {INSTALL}.")
+    check_comparison(args)
 
 
-def search_hyperparameters(dataset: DatasetDict, args: Arguments) -> tuple[pd.DataFrame, dict[str, object]]:
-    """Run ``search_trials`` trials, each kept in ``output_dir``; return a row for each, and the options of the best.
+def search_hyperparameters(dataset: DatasetDict, args: Arguments) -> "optuna.Study":
+    """Run trials up to ``search_trials``, each kept in ``output_dir``; return the study, for `tabulate_trials`.
 
-    ``dataset`` has train and validation. The first trial has the options of ``args``, the others are around these. Its
-    ``f1`` is the best macro F1 on validation in its course, for which `make_trainer` would keep the checkpoint; a trial
-    that falls below the median is ``pruned``. Earlier trials count if options, data, versions and device are the same.
-    `run` has evaluated the untuned model before it draws LoRA's weights: with the same seed, these are other ones.
+    ``dataset`` has train and validation. The first trial has the options of ``args``, the others are around these. The
+    value of a trial is the best macro F1 on validation in its course, for which `make_trainer` would keep the
+    checkpoint; one that falls below the median is pruned. Earlier trials count if options, data, versions and device
+    are the same. `run` has evaluated the untuned model before it draws LoRA's weights: with the same seed, these are
+    other ones.
 
     Raises:
         ValueError: there are no validation examples; see also `check_search`.
@@ -53,25 +50,25 @@ def search_hyperparameters(dataset: DatasetDict, args: Arguments) -> tuple[pd.Da
     if not dataset.get("validation"):
         raise ValueError(f"A search needs validation examples; there are none in the splits {list(dataset)}.")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    total = args.comparison.search_trials
+    data, total = prepare(dataset, args), args.comparison.search_trials
+    place = _find_place(data, args)
+    study = optuna.create_study(**place)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _make_trainer(dataset, args.replace(output_dir=folder, tune_threshold=False, **NO_CHECKPOINTS))
-        place = _find_place(trainer, args)
-        study = optuna.create_study(**place)
-        table = _tabulate(study)
+        trainer = _make_trainer(data, args.replace(output_dir=folder, tune_threshold=False, **NO_CHECKPOINTS))
         with explain_out_of_memory(trainer):
-            while len(table) < total:
-                if table.empty:
+            for number in range(len(tabulate_trials(study)), total):
+                if number == 0:
                     study.enqueue_trial(args.describe())
-                _run_trial(trainer, place, args.training.seed + len(table))
-                table = _tabulate(study)
+                _run_trial(trainer, place, args.training.seed + number)
+                table = tabulate_trials(study)
                 left = format_seconds(table["seconds"].mean() * (total - len(table)))
                 last = table.iloc[-1].to_json(double_precision=5)
                 print(f"{len(table)} of {total}, about {left} to go: {last}", flush=True)
-    return table, study.best_params
+    return study
 
 
-def _tabulate(study: "optuna.Study") -> pd.DataFrame:
+def tabulate_trials(study: "optuna.Study") -> pd.DataFrame:
+    """Return for each trial its ``f1``, whether it was ``pruned``, its ``seconds`` and its options."""
     states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)  # not what was interrupted
     rows = [
         {"f1": trial.value, "pruned": trial.state == states[1], "seconds": round(trial.duration.total_seconds(), 1)}
@@ -81,17 +78,19 @@ def _tabulate(study: "optuna.Study") -> pd.DataFrame:
     return pd.DataFrame(rows, index=pd.RangeIndex(1, 1 + len(rows), name="trial"))
 
 
-def _make_trainer(dataset: DatasetDict, args: Arguments) -> LengthTrainer:
-    name, label_names = args.model.model_name_or_path, dataset["train"].features["label"].names
-    tokenizer = AutoTokenizer.from_pretrained(name, model_max_length=args.data.max_length)
+def plot_trials(study: "optuna.Study") -> Figure:
+    """Draw the score of the complete trials against each of their options; later trials are darker."""
+    axes = optuna.visualization.matplotlib.plot_slice(study, target_name="F1 (macro) on the validation examples")
+    return np.ravel(axes)[0].figure
 
+
+def _make_trainer(data: Prepared, args: Arguments) -> LengthTrainer:
     def make_model(trial: "optuna.Trial | None" = None) -> PeftModel:
         options = args.replace(**suggest(trial, args)) if trial else args
-        model = load_model(options, tokenizer, CLASSIFICATION, label_names)
+        model = load_model(options, data.tokenizer, CLASSIFICATION, data.label_names)
         return get_peft_model(model, LoraConfig(**lora_arguments(options.lora, model)))
 
-    model = make_model()  # sets up padding
-    trainer = make_trainer(model, tokenizer, CLASSIFICATION.tokenize(dataset, tokenizer), args)
+    trainer = make_trainer(make_model(), data.tokenizer, data.tokenized, args)
     trainer.model_init = make_model
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(EarlyStoppingCallback)  # trials are pruned
@@ -115,18 +114,14 @@ def suggest(trial: "optuna.Trial", args: Arguments) -> dict[str, object]:
     return trial.params
 
 
-def _find_place(trainer: LengthTrainer, args: Arguments) -> dict[str, object]:
+def _find_place(data: Prepared, args: Arguments) -> dict[str, object]:
     """Return the file that Optuna keeps trials in, and the name of those that depend on the same."""
-    settings = [describe_recipe(args), describe_environment().to_dict(), optuna.__version__]
-    digest = hashlib.sha256(json.dumps(settings).encode())
-    for split in (trainer.train_dataset, trainer.eval_dataset):
-        for batch in split.select_columns(["labels", "input_ids"]).iter(batch_size=1000):
-            digest.update(json.dumps(batch).encode())
     folder = Path(args.training.output_dir).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     file = optuna.storages.journal.JournalFileBackend(str(folder / "trials.jsonl"))
+    name = fingerprint([optuna.__version__], args, data)
     storage = optuna.storages.JournalStorage(file)
-    return {"storage": storage, "study_name": digest.hexdigest(), "load_if_exists": True, "direction": "maximize"}
+    return {"storage": storage, "study_name": name, "load_if_exists": True, "direction": "maximize"}
 
 
 def _run_trial(trainer: LengthTrainer, place: dict[str, object], seed: int) -> None:

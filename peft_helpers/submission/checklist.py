@@ -13,7 +13,6 @@ from peft_helpers.submission.facts import LIST, WORDS, Cell, find_facts, read_ce
 FOUND, MISSING, UNCLEAR = "found", "missing", "could not be told"
 ANSWERS = {"found": FOUND, "unclear": UNCLEAR, "missing": MISSING, "perhaps": UNCLEAR}  # by rules, in this order
 Row = namedtuple("Row", "requirement answer cells to_do refuses")
-COMMENT = b"A submission packed by peft_helpers"
 KINDS = {".json", ".md", ".txt", ".model", ".jinja"}  # what an adapter is saved with, beside its weights
 
 
@@ -31,13 +30,10 @@ class Checklist(list):
 def check_submission(notebook: str | Path, adapter_dir: str | Path) -> Checklist:
     """Go through the reviewer's list for a notebook, as it was last saved, and for the folder of its adapter.
 
-    Raises:
-        FileNotFoundError: there is no such notebook.
-        ValueError: the file is not a notebook.
+    A notebook that is missing is a FileNotFoundError, a file that is none a ValueError.
     """
     notebook, (folder, config, weights) = Path(notebook), find_adapter(Path(adapter_dir))
-    cells = read_cells(notebook)
-    facts = find_facts(cells)
+    facts = find_facts(cells := read_cells(notebook))
     others = {
         "no_adapter": not weights,
         "no_head": weights and not (config.get("task_type") or config.get("modules_to_save")),
@@ -96,23 +92,19 @@ def find_adapter(folder: Path) -> tuple[Path, dict, Path | None]:
 def package_submission(notebook: str | Path, adapter_dir: str | Path, zip_path: str | Path | None = None) -> Path:
     """Write the notebook and what loads its adapter to a zip, by default beside the notebook; return its path.
 
-    Raises:
-        FileExistsError: the zip's path is another file.
-        FileNotFoundError: there is no such notebook, or no folder for the zip.
-        ValueError: there are no weights, or something else that refuses a zip is missing.
+    If something is missing that refuses a zip, it is a ValueError; another file at the zip's path is a FileExistsError.
     """
     notebook, (folder, _, weights) = Path(notebook), find_adapter(Path(adapter_dir).resolve())
     path = Path(zip_path or notebook.with_suffix(".zip"))
     missing = [f"{row.requirement}: {row.to_do}" for row in check_submission(notebook, folder) if row.refuses]
     if missing:
         raise ValueError(f"No zip was written. Missing: {'; '.join(missing)}.")
-    if path.exists() and not (is_zipfile(path) and ZipFile(path).comment == COMMENT):
+    if path.exists() and not (is_zipfile(path) and notebook.name in ZipFile(path).namelist()):
         raise FileExistsError(f"{str(path)!r} is not an earlier zip of a submission. Choose another zip_path.")
-    files = [file for file in sorted(folder.glob("[!.]*")) if file == weights or file.suffix in KINDS]
+    files = [file for file in sorted(folder.glob("[!.]*")) if file.is_file() and not file.is_symlink()]
     with TemporaryDirectory(prefix=".", dir=path.parent) as part:  # a failure leaves an earlier zip as it was
         with ZipFile(Path(part, path.name), "w", ZIP_DEFLATED, strict_timestamps=False) as archive:
-            archive.comment = COMMENT
             archive.write(notebook, notebook.name)
-            for file in [file for file in files if file.is_file() and not file.is_symlink()]:
+            for file in [file for file in files if file == weights or file.suffix in KINDS]:
                 archive.write(file, f"{folder.name}/{file.name}")
         return Path(archive.filename).replace(path)

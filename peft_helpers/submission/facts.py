@@ -101,13 +101,8 @@ def _follow(code: str, reads: set[str], assigns: set[str], held: dict[str, set[s
     if "training" in does:
         does |= {f"training_{kind}" for kind in involved}
         held |= {name: kinds - {"model"} for name, kinds in held.items()}  # it may be trained now
-    if does & {"training", "loaded"}:
-        involved.discard("model")
-    elif "perhaps_loaded" in does:
-        involved -= RESULTS.keys()
-    if "whole" in involved:
-        does.discard("saved")
-
+    does -= {"saved"} if "whole" in involved else set()
+    involved -= {"model"} if does & {"training", "loaded"} else RESULTS.keys() if "perhaps_loaded" in does else set()
     changed = names.intersection(re.findall(r"(?m)^ *(\w+)[.[]", code))  # trainer.model = ..., metric.add(...)
     changed = changed.union(assigns, *(call.groups() for call in calls.values()))
     if "measuring" in does and involved & RESULTS.keys():  # trainer.evaluate() leaves the trainer what it is

@@ -240,9 +240,9 @@ def test_search_leaves_table_and_figure_and_the_words_that_train_the_best(option
     folder = tmp_path / "a search"
     status, output, _ = run("search", *options, "--search_trials", "2", "--output_dir", folder)
     assert status == 0
-    ((splits, _), (table, best)) = found[0]
+    ((splits, _), study) = found[0]
     assert set(splits) == {"train", "validation"}  # nothing can be chosen on the test examples
-    assert pd.read_csv(folder / "search.csv")["f1"].tolist() == table["f1"].tolist()
+    assert pd.read_csv(folder / "search.csv")["f1"].tolist() == [trial.value for trial in study.trials]
     assert sorted(path.name for path in folder.iterdir()) == ["search.csv", "search.png", "trials.jsonl"]
     _, command = output.splitlines()[-1].split(": ", 1)
     words = shlex.split(command)
@@ -250,7 +250,7 @@ def test_search_leaves_table_and_figure_and_the_words_that_train_the_best(option
     monkeypatch.setattr("peft_helpers.pipeline.run", lambda dataset, args: trained.append(args))
     monkeypatch.setattr("peft_helpers.training.TrainingArguments.should_save", False)
     assert run(*words[3:])[0] == 0
-    assert best.items() <= trained[0].describe().items()
+    assert study.best_params.items() <= trained[0].describe().items()
     assert trained[0].training.output_dir == str(folder / "adapter")
 
 

@@ -9,8 +9,14 @@ from transformers import TrainerCallback
 
 import peft_helpers as helpers
 from peft_helpers.batches import LengthTrainer
-from peft_helpers.comparison import search
-from peft_helpers.comparison.search import check_search, search_hyperparameters, suggest
+from peft_helpers.comparison import runner, search
+from peft_helpers.comparison.search import (
+    check_search,
+    plot_trials,
+    search_hyperparameters,
+    suggest,
+    tabulate_trials,
+)
 from peft_helpers.data import prepare_splits
 from peft_helpers.modeling import load_model
 from peft_helpers.tokenization import tokenize_splits
@@ -47,7 +53,8 @@ def train_alone(args, options, splits, tokenizer, folder) -> LengthTrainer:
 
 @pytest.mark.slow
 def test_every_trial_has_the_score_that_train_reaches_with_its_options(small, splits, tokenizer, tmp_path):
-    table, best = search_hyperparameters(splits, small)
+    study = search_hyperparameters(splits, small)
+    table, best = tabulate_trials(study), study.best_params
     assert [path.name for path in Path(small.training.output_dir).iterdir()] == ["trials.jsonl"]
     assert not table["pruned"].any()  # too few to tell
     for number, row in enumerate(table.to_dict("records")):
@@ -59,7 +66,8 @@ def test_every_trial_has_the_score_that_train_reaches_with_its_options(small, sp
 
 @pytest.mark.slow
 def test_the_model_of_each_trial_is_set_up_for_bfloat16(small, splits):
-    trainer = search._make_trainer(splits, small.replace(bf16=True, max_steps=4, **search.NO_CHECKPOINTS))
+    options = small.replace(bf16=True, max_steps=4, **search.NO_CHECKPOINTS)
+    trainer = search._make_trainer(runner.prepare(splits, options), options)
     models = [trainer.model]
     for _ in range(2):
         trainer.train()
@@ -88,7 +96,7 @@ class Interrupt(TrainerCallback):
 @pytest.mark.slow
 @pytest.mark.reliability("fault")
 def test_an_interrupted_search_goes_on_and_ends_as_one_that_was_not(small, splits, tmp_path, monkeypatch, capsys):
-    whole, _ = search_hyperparameters(splits, small)
+    whole = tabulate_trials(search_hyperparameters(splits, small))
     assert whole["learning_rate"].is_unique
     args, make_trainer = small.replace(output_dir=str(tmp_path / "interrupted")), search._make_trainer
 
@@ -103,7 +111,7 @@ def test_an_interrupted_search_goes_on_and_ends_as_one_that_was_not(small, split
             search_hyperparameters(splits, args)
     monkeypatch.undo()
     capsys.readouterr()
-    table, _ = search_hyperparameters(splits, args)
+    table = tabulate_trials(search_hyperparameters(splits, args))
     assert capsys.readouterr().out.count(" of 3, about ") == 1  # the two that had ended are not run again
     assert without_time(table).equals(without_time(whole))
 
@@ -111,11 +119,11 @@ def test_an_interrupted_search_goes_on_and_ends_as_one_that_was_not(small, split
 @pytest.mark.slow
 def test_trials_of_other_data_or_options_do_not_count(small, splits):
     one = small.replace(search_trials=1)
-    first, _ = search_hyperparameters(splits, one)
+    first = tabulate_trials(search_hyperparameters(splits, one))
     splits["validation"] = splits["validation"].map(lambda row: {"label": 1 - row["label"]})
-    other, _ = search_hyperparameters(splits, one)
+    other = tabulate_trials(search_hyperparameters(splits, one))
     assert first["f1"].tolist() != other["f1"].tolist()
-    longer, _ = search_hyperparameters(splits, one.replace(num_train_epochs=2.0))
+    longer = tabulate_trials(search_hyperparameters(splits, one.replace(num_train_epochs=2.0)))
     assert longer["num_train_epochs"].tolist() == [2.0]
 
 
@@ -131,10 +139,14 @@ def test_a_trial_that_falls_behind_is_pruned_whatever_its_batch_size(small, spli
 
     monkeypatch.setattr(search, "suggest", choose)
     monkeypatch.setattr(optuna.Study, "enqueue_trial", lambda *_: None)
-    table, best = search_hyperparameters(splits, small.replace(search_trials=6, num_train_epochs=4.0))
+    study = search_hyperparameters(splits, small.replace(search_trials=6, num_train_epochs=4.0))
+    table = tabulate_trials(study)
     assert table["pruned"].tolist() == [False] * 5 + [True]
     assert table["per_device_train_batch_size"].tolist() == [11] * 5 + [1]
-    assert best["learning_rate"] == 8e-3
+    assert study.best_params["learning_rate"] == 8e-3
+    assert (
+        sum(len(axes.collections[0].get_offsets()) for axes in plot_trials(study).axes[:2]) == 10
+    )
 
 
 def test_options_lie_around_those_that_were_given(small):
@@ -162,7 +174,7 @@ def test_a_search_without_validation_examples_is_refused(small, splits):
     ("changes", "processes"), [({"streaming": True, "max_steps": 4}, 1), ({}, 2)], ids=["stream", "processes"]
 )
 def test_a_search_of_a_stream_or_in_several_processes_is_refused(changes, processes, small, monkeypatch):
-    monkeypatch.setattr(search, "process_state", lambda: SimpleNamespace(num_processes=processes))
+    monkeypatch.setattr(runner, "process_state", lambda: SimpleNamespace(num_processes=processes))
     with pytest.raises(ValueError, match="in one process; leave out --streaming and accelerate launch"):
         check_search(small.replace(**changes))
 
