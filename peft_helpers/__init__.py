@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         plot_learning_curve,
         plot_methods,
         plot_reliability,
+        plot_search,
         plot_token_lengths,
         plot_training,
     )
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from peft_helpers.arguments import BBC_NEWS, Arguments
     from peft_helpers.comparison.learning_curve import describe_lead, measure_learning_curve, summarize_learning_curve
     from peft_helpers.comparison.runner import compare_methods, plan_comparison
-    from peft_helpers.comparison.search import check_search, plot_trials, search_hyperparameters, tabulate_trials
+    from peft_helpers.comparison.search import check_search, search_hyperparameters, tabulate_trials
     from peft_helpers.comparison.tables import compare_methods_to, format_methods, summarize_methods
     from peft_helpers.data import prepare_splits
     from peft_helpers.distributed import quantization_problem

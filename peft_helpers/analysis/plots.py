@@ -142,6 +142,24 @@ def plot_methods(summary: pd.DataFrame, examples: int) -> Figure:
     return figure
 
 
+def plot_search(table: pd.DataFrame) -> Figure:
+    """Draw the score of each trial of `tabulate_trials` in turn, and against each of its options."""
+    table, figure = table.reset_index(), plt.figure(figsize=(11, 6), layout="constrained")
+    names = table.columns.drop(["f1", "pruned", "seconds"])
+    axes = figure.subplots(2, 3, sharey=True).ravel()
+    for axis, name in zip(axes, names, strict=False):
+        for pruned, label in ((False, "complete"), (True, "pruned")):
+            rows = table[table["pruned"] == pruned]
+            axis.plot(name, "f1", "o", data=rows, color=DARK, mfc="white" if pruned else DARK, label=label)
+        axis.set(xlabel=name, **{"xscale": "log"} if name == "learning_rate" else {})
+    best = table["f1"].mask(table["pruned"]).cummax().ffill()
+    axes[0].step(table["trial"], best, where="post", color=LINE, label="best so far")
+    axes[0].locator_params(axis="x", integer=True)
+    axes[0].legend()
+    figure.supylabel("F1 (macro) on the validation examples")
+    return figure
+
+
 def plot_learning_curve(summary: pd.DataFrame, examples: int) -> Figure:
     """Draw the quality of each method of `summarize_learning_curve` against the number of training examples."""
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")

@@ -202,7 +202,7 @@ def search(options: Namespace) -> None:
     study, folder = helpers.search_hyperparameters(splits, args), Path(args.training.output_dir)
     table = helpers.tabulate_trials(study)
     table.to_csv(folder / "search.csv")
-    helpers.plot_trials(study).savefig(folder / "search.png", dpi=150)
+    helpers.plot_search(table).savefig(folder / "search.png", dpi=150)
     print(f"\n{table.to_string()}\nThe table and the figure are in {folder}: search.csv, search.png.")
     best = study.best_params | {"output_dir": folder / "adapter"}
     words = [word for name, value in best.items() for word in (f"--{name}", str(value))]

@@ -3,10 +3,8 @@
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from datasets import DatasetDict
-from matplotlib.figure import Figure
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from transformers import AutoConfig, EarlyStoppingCallback, PrinterCallback
@@ -76,12 +74,6 @@ def tabulate_trials(study: "optuna.Study") -> pd.DataFrame:
         for trial in study.get_trials(states=states)
     ]
     return pd.DataFrame(rows, index=pd.RangeIndex(1, 1 + len(rows), name="trial"))
-
-
-def plot_trials(study: "optuna.Study") -> Figure:
-    """Draw the score of the complete trials against each of their options; later trials are darker."""
-    axes = optuna.visualization.matplotlib.plot_slice(study, target_name="F1 (macro) on the validation examples")
-    return np.ravel(axes)[0].figure
 
 
 def _make_trainer(data: Prepared, args: Arguments) -> LengthTrainer:

@@ -11,6 +11,7 @@ from peft_helpers import (
     plot_learning_curve,
     plot_methods,
     plot_reliability,
+    plot_search,
     plot_token_lengths,
     plot_training,
     prepare_splits,
@@ -123,6 +124,21 @@ def test_the_baselines_are_drawn_without_a_method():
     assert [text.get_text() for text in plot_methods(alone, 4).legends[0].texts] == [
         "TF-IDF + logistic regression: 0.900"
     ]
+
+
+def test_search_shows_each_option_and_the_best_trial_that_was_not_pruned():
+    table = pd.DataFrame({
+        "f1": [0.8, 0.95, 0.7, 0.9], "pruned": [False, True, False, False], "seconds": 1.0,
+        "target_modules": ["all-linear", ".*c_attn"] * 2, "learning_rate": [1e-4, 1e-3, 1e-2, 1e-3],
+    }, index=pd.RangeIndex(1, 5, name="trial"))  # fmt: skip
+    trials, modules, rates, *_ = plot_search(table).axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in trials.lines}
+    assert lines["complete"] == [[1, 0.8], [3, 0.7], [4, 0.9]]
+    assert lines["pruned"] == [[2, 0.95]]
+    assert lines["best so far"] == [[1, 0.8], [2, 0.8], [3, 0.8], [4, 0.9]]
+    assert [label.get_text() for label in modules.get_xticklabels()] == ["all-linear", ".*c_attn"]
+    assert [list(line.get_xdata()) for line in modules.lines] == [["all-linear"] * 2 + [".*c_attn"], [".*c_attn"]]
+    assert rates.get_xscale() == "log"
 
 
 def test_the_baselines_of_the_untrained_model_are_lines_too(summary):
