@@ -79,7 +79,9 @@ def score_answers(
     tokens = EVALUATION_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
     for batch in batch_by_tokens(lengths[order].tolist(), tokens, max_rows):
         inputs = collate([rows[number] for number in order[batch]]).to(model.device)
-        labels = inputs.pop("labels")[:, 1:]
-        logits = model(**inputs).logits[:, :-1].float().transpose(1, 2)
-        scores.append(-torch.nn.functional.cross_entropy(logits, labels, reduction="none").sum(1).cpu())
+        labels = inputs.pop("labels")
+        kept = labels.shape[1] - (labels >= 0).int().argmax(1).min() + 1  # from the end of the shortest prompt on
+        logits = model(**inputs, logits_to_keep=int(kept)).logits[:, :-1].float().transpose(1, 2)
+        losses = torch.nn.functional.cross_entropy(logits, labels[:, 1 - kept :], reduction="none")
+        scores.append(-losses.sum(1).cpu())
     return torch.cat(scores).numpy()[np.argsort(order)]

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.race --output_file race.png --model_name_or_path MODEL --dataset_name DATA
 
 What is not named here is an option of the notebook (``LFT_ARGS``). A recipe's learning rate is the best of several on
-the validation rows, in one run each on half of the training rows; this package keeps its default. Then each recipe
+the validation rows, in one run each; this package keeps its default. Then each recipe
 is a process of its own, they take turns, and the test rows are evaluated at several points of the training, while the
 clock stands still.
 """
@@ -36,8 +36,8 @@ RECIPES = {
     CAREFUL: ("lora", False, LORA_RATES),
     f"{CAREFUL}, bf16=True": ("lora", True, LORA_RATES),
     "AdapterHub, bf16=True": ("adapterhub", True, [5e-4, 1e-3, 2e-3]),
-    "full fine-tuning, bf16=True": ("full", True, [2e-5, 5e-5, 1e-4]),
-    "last two layers, bf16=True": ("last_layers", True, [1e-4, 3e-4, 1e-3]),
+    "full fine-tuning, bf16=True": ("full", True, [2e-5, 5e-5, 1e-4, 2e-4, 5e-4]),
+    "last two layers, bf16=True": ("last_layers", True, [1e-4, 3e-4, 1e-3, 3e-3]),
     "frozen features, logistic regression": ("frozen_features", True, [None]),
     "TF-IDF, logistic regression": ("tf_idf", False, [None]),
     PACKAGE: ("package", True, [None]),
@@ -90,7 +90,7 @@ def choose_rates(names: list[str], common: dict, pythons: dict[str, str], seed: 
         if len(rates) > 1 and recipe not in best:
             short = {
                 "bf16": common["has_bf16"],
-                "train_share": 0.5,
+                "train_share": 1,
                 "points": 1,
                 "evaluate_on": "validation",
                 "seed": seed,
