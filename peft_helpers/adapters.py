@@ -19,8 +19,10 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 def describe_recipe(args: Arguments) -> dict[str, object]:
     """Return the options that decide on the adapter: not where a run writes, nor what else it does."""
-    names = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size",
-             "gradient_accumulation_steps", "seed", "bf16", "class_weights", "tune_threshold")  # fmt: skip
+    names = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "num_train_epochs",
+             "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "optim", "adam_beta1",
+             "adam_beta2", "weight_decay", "max_grad_norm", "label_smoothing_factor", "neftune_noise_alpha", "seed",
+             "bf16", "fp16", "class_weights", "tune_threshold")  # fmt: skip
     training = {name: getattr(args.training, name) for name in names}
     return asdict(args.model) | asdict(args.data) | asdict(args.lora) | training
 

@@ -45,7 +45,7 @@ class LengthSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = np.random.default_rng([self.seed, self.epoch()])
-        noise = generator.uniform(-JITTER, JITTER, len(self.lengths))  # below 1 / JITTER tokens it only breaks ties
+        noise = generator.uniform(-JITTER, JITTER, len(self.lengths))  # below 1 / (2 JITTER) tokens it only breaks ties
         order = np.argsort(self.lengths * (1 + noise))[::-1]
         whole = len(order) // self.batch_size * self.batch_size
         batches = order[:whole].reshape(-1, self.batch_size)

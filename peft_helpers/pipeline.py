@@ -16,7 +16,7 @@ from peft_helpers.adapters import RUN_FILE, check_output_dir, describe_adapter
 from peft_helpers.analysis.adapter_checks import check_adapter
 from peft_helpers.analysis.calibration import apply_threshold, calibrate
 from peft_helpers.analysis.model_card import save_model_card
-from peft_helpers.analysis.upload import create_repository, upload_adapter
+from peft_helpers.analysis.upload import create_repository
 from peft_helpers.arguments import Arguments
 from peft_helpers.distributed import best_device
 from peft_helpers.interruptions import guard_training, replace_folder
@@ -47,7 +47,7 @@ def run(
     """Do what the notebook does up to its comparison before and after: the same metrics and the same adapter.
 
     ``dataset`` has train, validation and test, from `prepare_splits` or `load_documents`. The adapter is saved to
-    ``output_dir``, and sent to the Hub with ``push_to_hub``.
+    ``output_dir``; `upload_adapter` sends it to the Hub.
 
     Raises:
         AssertionError: the reloaded adapter gives other predictions than the model in memory.
@@ -87,7 +87,6 @@ def run(
         test = task.tokenize(DatasetDict(test=dataset["test"]), reloaded_tokenizer)["test"]
         reloaded = predict(reloaded_model, reloaded_tokenizer, test, args, task)
         assert_same_predictions(tuned, reloaded, args.training.dtype)
-    upload_adapter(args)  # not by the Trainer, which would send checkpoints too
     trainable, total = peft_model.get_nb_trainable_parameters()
     return RunResult(args, label_names, untuned, reloaded, trainer.state.log_history, trainable, total, seconds)
 
@@ -107,7 +106,7 @@ def load_recipe(adapter_dir: str | Path) -> Arguments:
     """
     path = Path(adapter_dir, RUN_FILE)
     try:
-        options = {**json.loads(path.read_text(encoding="utf-8")), "bf16": None}  # another processor may lack it
+        options = json.loads(path.read_text(encoding="utf-8")) | {"bf16": None, "fp16": None}  # maybe not here
         return make_arguments(**options, output_dir=str(adapter_dir))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(

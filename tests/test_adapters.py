@@ -58,6 +58,8 @@ def started(args) -> Path:
         {"seed": 1},
         {"num_train_epochs": 3},
         {"class_weights": "balanced"},
+        {"lr_scheduler_type": "cosine"},
+        {"weight_decay": 0.1},
     ],
     ids=str,
 )

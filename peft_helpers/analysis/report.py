@@ -21,7 +21,7 @@ from transformers import EvalPrediction
 
 from peft_helpers import INSTALL
 from peft_helpers.analysis.adapter_checks import adapter_size
-from peft_helpers.analysis.calibration import Calibration, apply_threshold, calibration_errors, rarer_label
+from peft_helpers.analysis.calibration import AS_IT_IS, Calibration, apply_threshold, calibration_errors, rarer_label
 from peft_helpers.analysis.plots import plot_before_after, plot_confusions, plot_reliability, plot_training
 from peft_helpers.analysis.significance import accuracy_interval, check_same_examples, compare_paired, f1_interval
 from peft_helpers.columns import join_texts
@@ -117,24 +117,28 @@ def compare_per_class(untuned: EvalPrediction, tuned: EvalPrediction, label_name
     return pd.concat(reports, axis=1, keys=["untuned", "tuned"])
 
 
-def most_confident_errors(output: EvalPrediction, test: Dataset, label_names: list[str], top: int = 5) -> pd.DataFrame:
-    """Return the wrong predictions of `predict` on ``test``, the most confident first, with the text cut short.
+def most_confident_errors(
+    output: EvalPrediction, test: Dataset, label_names: list[str], calibration: Calibration = AS_IT_IS, top: int = 5
+) -> pd.DataFrame:
+    """Return the wrong answers in ``output`` of `predict` on ``test``, the most confident first, the text cut short.
 
     Raises:
         ValueError: ``output`` is not of the examples of ``test``.
     """
-    table = _show_examples(output, test, label_names).rename_axis("test example")
-    table["probability"] = softmax(output.predictions, axis=-1).max(axis=-1)
+    answers = calibration.decide(output.predictions).argmax(axis=-1)
+    table = _show_examples(answers, output.label_ids, test, label_names).rename_axis("test example")
+    probabilities = softmax(output.predictions / calibration.temperature, axis=-1)
+    table["probability"] = probabilities[np.arange(len(answers)), answers]
     return table[table["true label"] != table["predicted"]].nlargest(top, "probability")
 
 
-def _show_examples(output: EvalPrediction, dataset: Dataset, label_names: list[str]) -> pd.DataFrame:
-    check_same_examples(output.label_ids, dataset["label"][:])
+def _show_examples(answers: np.ndarray, labels: np.ndarray, dataset: Dataset, label_names: list[str]) -> pd.DataFrame:
+    check_same_examples(labels, dataset["label"][:])
     names = np.array(label_names)
     return pd.DataFrame({
         "text": [text if len(text) <= 300 else text[:300] + "…" for text in join_texts(dataset[:])],
-        "true label": names[output.label_ids],
-        "predicted": names[predicted_labels(output)],
+        "true label": names[labels],
+        "predicted": names[answers],
     })  # fmt: skip
 
 
@@ -156,7 +160,8 @@ def suspicious_labels(
         raise ImportError(f"Suspicious labels need cleanlab, not installed; install it with {INSTALL}.") from error
     output = output or _cross_validate(dataset)
     labels, probabilities = output.label_ids, softmax(output.predictions, axis=-1)
-    table = _show_examples(output, dataset, label_names).rename(columns={"true label": "label"})
+    table = _show_examples(predicted_labels(output), labels, dataset, label_names)
+    table = table.rename(columns={"true label": "label"})
     table["P(label)"] = probabilities[np.arange(len(labels)), labels]
     table["flagged"] = find_label_issues(labels, probabilities, n_jobs=1)
     return table.nsmallest(top, "P(label)")

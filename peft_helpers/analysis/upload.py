@@ -32,7 +32,10 @@ def create_repository(args: Arguments) -> str | None:
 
 
 def upload_adapter(args: Arguments) -> None:
-    """Send adapter, tokenizer and model card in ``output_dir`` to the Hub, if ``push_to_hub`` asks for it."""
+    """Send adapter, tokenizer and model card in ``output_dir`` to the Hub, if ``push_to_hub`` asks for it.
+
+    The Trainer would send checkpoints, too.
+    """
     if process_state().is_main_process and (name := create_repository(args)):
         options = {"folder_path": args.training.output_dir, "revision": args.training.hub_revision}
         commit = HfApi(token=args.training.hub_token).upload_folder(repo_id=name, allow_patterns=HUB_FILES, **options)

@@ -145,6 +145,7 @@ def train(options: Namespace) -> None:
     if args.training.should_save:
         helpers.save_results(result, helpers.majority_class(dataset))
         print(helpers.describe_run(result))
+    helpers.upload_adapter(args)
 
 
 def language_model(options: Namespace) -> None:
@@ -157,6 +158,7 @@ def language_model(options: Namespace) -> None:
     if args.training.should_save:
         examples = helpers.generate_examples(result, documents)
         print(f"{describe_run(result, examples)}\n\nThe adapter is in {args.training.output_dir}.")
+    helpers.upload_adapter(args)
 
 
 def compare(options: Namespace) -> int:
@@ -218,9 +220,9 @@ def evaluate(options: Namespace) -> None:
     columns = options.text_column, options.label_column, options.text_pair_column or args.data.text_pair_column
     dataset = helpers.load_labelled_examples(options.file, label_names, *columns)
     output = helpers.predict(model, tokenizer, helpers.tokenize_dataset(dataset, tokenizer), args)
-    output = helpers.apply_threshold(output, helpers.Calibration.load(options.adapter_dir))
-    table = helpers.report_per_class(output, label_names).round(3)
-    print(f"{helpers.describe_evaluation(output)}\n\n{table.to_string()}")
+    answers = helpers.apply_threshold(output, helpers.Calibration.load(options.adapter_dir))
+    table = helpers.report_per_class(answers, label_names).round(3)
+    print(f"{helpers.describe_evaluation(answers)}\n\n{table.to_string()}")
     if options.suspicious:
         print(f"\n{helpers.suspicious_labels(dataset, label_names, output, options.suspicious).to_string()}")
 

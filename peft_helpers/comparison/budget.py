@@ -1,5 +1,7 @@
 """What fits into the time that a comparison may take: fewer seeds, then fewer steps, then fewer methods."""
 
+import math
+
 from peft_helpers.arguments import Arguments
 from peft_helpers.batches import format_seconds
 
@@ -27,7 +29,7 @@ def fit_to_budget(runs: Runs, args: Arguments, seconds: dict[str, tuple[float, f
         steps = max(FEWEST_STEPS, steps // 2)
     if steps < (asked := args.comparison.comparison_steps):
         left_out.append(f"{asked - steps} of {asked} steps")
-    for run in sorted(fitting, key=lambda run: -seconds[run[0]][1])[:-1]:
+    for run in sorted(fitting, key=lambda run: -(seconds[run[0]][1] or math.inf))[:-1]:  # first what failed
         if total(steps) > budget:
             fitting.remove(run)
             left_out.append(run[0])

@@ -17,21 +17,23 @@ import psutil
 import torch
 from datasets import DatasetDict
 from peft import PeftModel
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from peft_helpers.adapters import describe_recipe
 from peft_helpers.analysis.adapter_checks import adapter_size
 from peft_helpers.analysis.report import describe_environment
 from peft_helpers.arguments import Arguments
 from peft_helpers.batches import EVALUATION_SHARE, LengthTrainer, StepTimer
+from peft_helpers.columns import join_texts
 from peft_helpers.comparison.baselines import BASELINES, plan_baselines, run_baseline, score_predictions
 from peft_helpers.comparison.budget import fit_to_budget
 from peft_helpers.comparison.methods import adapt_model, find_method, learning_rate, plan_comparison
 from peft_helpers.comparison.tables import describe_result, read_results, write_results
+from peft_helpers.data import hash_texts
 from peft_helpers.distributed import process_state
 from peft_helpers.metrics import assert_same_predictions
-from peft_helpers.modeling import check_model, empty_model, load_model
-from peft_helpers.tokenization import set_padding, tokenize_splits
+from peft_helpers.modeling import check_model, load_model
+from peft_helpers.tokenization import tokenize_splits
 from peft_helpers.training import CLASSIFICATION, NO_EVALUATION, predict
 
 TIMED_STEPS = 6  # of each method, before the comparison
@@ -47,6 +49,7 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     label_names: list[str]
     dataset: DatasetDict | None = None  # as texts, for the baselines
+    digest: str = ""  # of texts and labels
 
 
 def check_comparison(args: Arguments) -> None:
@@ -60,9 +63,11 @@ def prepare(dataset: DatasetDict, args: Arguments) -> Prepared:
     """Return what runs on ``dataset`` share."""
     name, length, chunks = args.model.model_name_or_path, args.data.max_length, args.data.average_chunks
     tokenizer = AutoTokenizer.from_pretrained(name, model_max_length=length, average_chunks=chunks)
-    set_padding(tokenizer, empty_model(AutoConfig.from_pretrained(name)))
-    label_names = dataset["train"].features["label"].names
-    return Prepared(tokenize_splits(dataset, tokenizer), tokenizer, label_names, dataset)
+    label_names, digest = dataset["train"].features["label"].names, hashlib.sha256()
+    load_model(args, tokenizer, CLASSIFICATION, label_names)  # sets up padding; what it downloads is not timed later
+    for split in dataset.values():
+        digest.update(hash_texts(join_texts(split[:])).tobytes() + np.array(split["label"][:]).tobytes())
+    return Prepared(tokenize_splits(dataset, tokenizer), tokenizer, label_names, dataset, digest.hexdigest())
 
 
 def compare_methods(dataset: DatasetDict, args: Arguments) -> tuple[list[dict], np.ndarray]:
@@ -97,8 +102,7 @@ def find_or_run(runs: list[tuple[str, Arguments, Prepared]]) -> list[dict]:
 
 def fingerprint(settings: list, args: Arguments, data: Prepared) -> str:
     """Return a SHA-256 of ``settings`` and of what every result depends on: recipe, versions, device and examples."""
-    examples = [split[column][:] for split in data.tokenized.values() for column in ("labels", "length")]
-    settings = [settings, describe_recipe(args), describe_environment().to_dict(), data.label_names, examples]
+    settings = [settings, describe_recipe(args), describe_environment().to_dict(), data.label_names, data.digest]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
@@ -136,7 +140,8 @@ def time_method(name: str, args: Arguments, data: Prepared) -> tuple[float, floa
         trainer, timer = _make_trainer(model, args, data, folder), StepTimer()
         trainer.add_callback(timer)
         trainer.train()
-        batches = (data.tokenized["test"].num_rows + 2 * RELOADED) / args.training.train_batch_size
+        rows = args.training.train_batch_size * args.training.gradient_accumulation_steps  # of a step
+        batches = (data.tokenized["test"].num_rows + 2 * RELOADED) / rows
         return 2 * load + EVALUATION_SHARE * batches * timer.seconds(), timer.seconds()
     return 0.0, 0.0
 

@@ -5,7 +5,7 @@ import pytest
 from datasets import Dataset, concatenate_datasets
 from transformers import EvalPrediction
 
-from peft_helpers import load_bbc_news, most_confident_errors, prepare_splits, suspicious_labels
+from peft_helpers import Calibration, load_bbc_news, most_confident_errors, prepare_splits, suspicious_labels
 
 NAMES = ["bad", "good"]
 
@@ -27,6 +27,14 @@ def test_only_errors_come_and_the_most_confident_first(test_examples):
     assert table["probability"].tolist() == pytest.approx([1 / (1 + np.exp(-3)), 1 / (1 + np.exp(-1))])
     assert len(table["text"].iloc[0]) == 301
     assert len(most_confident_errors(output([[0, 1], [0, 9], [3, 0], [5, 0]]), test_examples, NAMES, top=1)) == 1
+
+
+def test_a_threshold_decides_which_answers_are_wrong_and_leaves_the_probabilities(test_examples):
+    logits, calibration = [[2, 0], [0, 9], [0, 3], [3, 0]], Calibration(temperature=2.0, threshold=0.2, label=1)
+    table = most_confident_errors(output(logits), test_examples, NAMES, calibration)
+    assert table.index.tolist() == [0]  # P(good) is 0.27
+    assert table["predicted"].tolist() == ["good"]
+    assert table["probability"].tolist() == pytest.approx([1 / (1 + np.e)])
 
 
 def test_a_perfect_model_has_no_errors(test_examples):

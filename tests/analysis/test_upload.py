@@ -34,6 +34,7 @@ def test_a_run_is_sent_once_and_can_be_evaluated_by_its_id(hub_server, hub_root,
     (folder / "runs").mkdir(parents=True)
     (folder / "runs" / "mine.json").write_text("{}")  # is not sent
     run(prepare_splits(raw, args), args)
+    upload_adapter(args)
     assert "The adapter is on the Hub: http://127.0.0.1" in capsys.readouterr().out
     assert all(row.get("private") or row.get("visibility") == "private" for row in created)
     assert len([line for line in hub_server.requests if "/commit/" in line]) == 1  # no checkpoints

@@ -10,14 +10,13 @@ in ``results/search.json`` against the profile's own options, with several seeds
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
 import peft_helpers as helpers
-from peft_helpers.analysis.significance import macro_f1
 from peft_helpers.data import prepare_splits
 from peft_helpers.metrics import predicted_labels
 
@@ -36,24 +35,30 @@ EXPERIMENTS = {
 }
 
 
-def groups(experiment: str, raw: DatasetDict, args: helpers.Arguments) -> Iterator[tuple[str, DatasetDict, dict]]:
-    """Yield what the runs of an experiment are repeated for: its name, the data, the options of all settings."""
+def groups(experiment: str, raw: DatasetDict, args: helpers.Arguments) -> Iterator[tuple[str, DatasetDict, dict, list]]:
+    """Yield what the runs of an experiment are repeated for: name, data, options of all settings, test articles."""
     if experiment == "rare labels":
         for topic in raw["train"].features["label"].names:
-            data = DatasetDict({name: keep_few(split, topic, args.training.seed) for name, split in raw.items()})
-            yield topic, data, {"num_train_epochs": 0.6}
+            rows = {name: keep_few(split, topic, args.training.seed) for name, split in raw.items()}
+            data = {name: select_topic(split, topic, rows[name]) for name, split in raw.items()}
+            yield topic, DatasetDict(data), {"num_train_epochs": 0.6}, rows["test"]
     else:
         for seed in SEEDS:
-            yield f"seed {seed}", raw, {"seed": seed}
+            yield f"seed {seed}", raw, {"seed": seed}, np.arange(raw["test"].num_rows)
 
 
-def keep_few(split, topic: str, seed: int):
-    """Return the articles of other topics, labeled ``others``, and as many of ``topic`` as make `RARE` of the whole."""
-    names = np.array(split.features["label"].names)[split["label"][:]]
-    own, others = np.flatnonzero(names == topic), np.flatnonzero(names != topic)
+def keep_few(split: Dataset, topic: str, seed: int) -> np.ndarray:
+    """Return the numbers of the articles of other topics, and of as many of ``topic`` as make `RARE` of the whole."""
+    is_own = np.array(split["label"][:]) == split.features["label"].str2int(topic)
+    own, others = np.flatnonzero(is_own), np.flatnonzero(~is_own)
     few = np.random.default_rng(seed).permutation(own)[: round(len(others) * RARE / (1 - RARE))]
-    rows = np.sort(np.concatenate([few, others]))
-    labels = np.where(names[rows] == topic, topic, "others").tolist()
+    return np.sort(np.concatenate([few, others]))
+
+
+def select_topic(split: Dataset, topic: str, rows: np.ndarray) -> Dataset:
+    """Return these articles; those of other topics are labeled ``others``."""
+    names = np.array(split.features["label"].names)[split["label"][:]][rows]
+    labels = np.where(names == topic, topic, "others").tolist()
     return split.select(rows).remove_columns("label").add_column("label", labels)
 
 
@@ -67,33 +72,34 @@ def predict_labels(raw: DatasetDict, args: helpers.Arguments) -> tuple[np.ndarra
     return predicted_labels(output), output.label_ids
 
 
-def rare_f1(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """Return the F1 of the label that ``references`` have least often, shape (resamples,)."""
-    rare = np.bincount(references[0]).argmin()
-    hits = ((predictions == rare) & (references == rare)).sum(1)
-    return 2 * hits / np.maximum((predictions == rare).sum(1) + (references == rare).sum(1), 1)
+def f1(labels: np.ndarray, references: np.ndarray, weights: np.ndarray, label: int) -> np.ndarray:
+    """Return the F1 of a label, shape (resamples,), where each article counts ``weights``, (resamples, articles)."""
+    hits = weights @ ((labels == label) & (references == label))
+    return 2 * hits / np.maximum(weights @ ((labels == label) + 1 * (references == label)), 1)
 
 
-def accuracy(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
+def rare_f1(labels: np.ndarray, references: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return `f1` of the label that ``references`` have least often."""
+    return f1(labels, references, weights, np.bincount(references).argmin())
+
+
+def macro_f1(labels: np.ndarray, references: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the mean of `f1` over the labels."""
+    return np.mean([f1(labels, references, weights, label) for label in np.unique(references)], axis=0)
+
+
+def accuracy(labels: np.ndarray, references: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the share of equal labels, shape (resamples,)."""
-    return (predictions == references).mean(1)
+    return weights @ (labels == references) / weights.sum(1)
 
 
 METRICS = {"rare labels": rare_f1, "long texts": accuracy, "search": macro_f1}
 
 
-def bootstrap(runs: list[tuple[np.ndarray, np.ndarray]], metric: Callable) -> np.ndarray:
-    """Return the mean of ``metric`` over the groups, shape (settings, 1 + resamples); the first is not resampled.
-
-    ``runs`` has for each group the predictions, shape (settings, examples), and the true labels. All settings, and
-    groups of the same examples, are resampled alike.
-    """
-    means = []
-    for predictions, references in runs:
-        rng, count = np.random.default_rng(0), len(references)
-        rows = np.concatenate([np.arange(count)[None], rng.integers(count, size=(RESAMPLES, count))])
-        means.append([metric(labels[rows], references[rows]) for labels in predictions])
-    return np.mean(means, axis=0)
+def draw_weights(count: int) -> np.ndarray:
+    """Return how often each test article is drawn, shape (1 + resamples, count): at first each of them once."""
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+    return np.concatenate([np.ones((1, count), int), drawn])
 
 
 def describe(values: np.ndarray, sign: str = "") -> str:
@@ -104,13 +110,13 @@ def describe(values: np.ndarray, sign: str = "") -> str:
 
 def measure(experiment: str, args: helpers.Arguments) -> dict:
     """Run an experiment, print its table and return it with the scores of each group."""
-    settings, metric, runs, scores = EXPERIMENTS[experiment], METRICS[experiment], [], {}
-    for group, raw, options in groups(experiment, helpers.load_bbc_news(), args):
-        found = [predict_labels(raw, args.replace(**options | changes)) for changes in settings.values()]
-        runs.append((np.stack([labels for labels, _ in found]), found[0][1]))
-        scores[group] = [round(metric(labels[None], references[None]).item(), 4) for labels, references in found]
-        print(f"{experiment}, {group}: {dict(zip(settings, scores[group], strict=True))}", flush=True)
-    means, first = bootstrap(runs, metric), next(iter(settings))
+    settings, metric, scores, raw = EXPERIMENTS[experiment], METRICS[experiment], {}, helpers.load_bbc_news()
+    weights = draw_weights(raw["test"].num_rows)  # the same for all settings and groups
+    for group, data, options, rows in groups(experiment, raw, args):
+        found = [predict_labels(data, args.replace(**options | changes)) for changes in settings.values()]
+        scores[group] = [metric(labels, references, weights[:, rows]) for labels, references in found]
+        print(f"{experiment}, {group}: {[round(of_setting[0], 3) for of_setting in scores[group]]}", flush=True)
+    means, first = np.mean([*scores.values()], axis=0), next(iter(settings))
     rows = {
         name: {"score": describe(values), f"beyond {first}": "" if name == first else describe(values - means[0], "+")}
         for name, values in zip(settings, means, strict=True)
@@ -118,6 +124,7 @@ def measure(experiment: str, args: helpers.Arguments) -> dict:
     print(f"\n| {experiment} | {metric.__name__} [95 %] | beyond {first} [95 %] |\n|---|---|---|")
     for name, row in rows.items():
         print(f"| {name} | {' | '.join(row.values())} |")
+    scores = {group: [round(of_setting[0], 4) for of_setting in found] for group, found in scores.items()}
     return {"metric": metric.__name__, "table": rows, "groups": scores}
 
 

@@ -64,7 +64,8 @@ def write_rows(args: helpers.Arguments, folder: str) -> dict:
         "test_rows": rows["test"].num_rows,
         "labels": dataset["train"].features["label"].names,
         "pad": tokenizer.pad_token_id,
-        "epochs": int(args.training.num_train_epochs),
+        "epochs": args.training.num_train_epochs,
+        "package": {"learning_rate": args.training.learning_rate, "lora_alpha": args.lora.lora_alpha},
         "batch_size": args.training.per_device_train_batch_size,
         "has_bf16": compute_dtype() == torch.bfloat16,
     }
@@ -90,7 +91,6 @@ def choose_rates(names: list[str], common: dict, pythons: dict[str, str], seed: 
         if len(rates) > 1 and recipe not in best:
             short = {
                 "bf16": common["has_bf16"],
-                "train_share": 1,
                 "points": 1,
                 "evaluate_on": "validation",
                 "seed": seed,
@@ -162,7 +162,7 @@ def race(options: argparse.Namespace, args: helpers.Arguments) -> tuple[dict, di
             for name in names:
                 if seed == options.seeds[0] or name.startswith(REPEATED):
                     recipe = RECIPES[name][0]
-                    settings = {"points": options.points, "train_share": 1, "evaluate_on": "test", "seed": seed}
+                    settings = {"points": options.points, "evaluate_on": "test", "seed": seed}
                     run = run_recipe(name, common, pythons[recipe], learning_rate=best.get(recipe), **settings)
                     content["runs"][name].append(run)
                     options.output_file.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")

@@ -82,7 +82,7 @@ def wait() -> None:
 
 def train(model, settings: dict, rows: DatasetDict, trainer_class: type[Trainer] = Trainer) -> list:
     """Return the curve of a training with the Trainer as careful users of it have it: seconds and accuracy."""
-    steps = math.ceil(rows["train"].num_rows / settings["batch_size"]) * settings["epochs"]
+    steps = math.ceil(math.ceil(rows["train"].num_rows / settings["batch_size"]) * settings["epochs"])
     is_new = hasattr(TrainingArguments, "train_sampling_strategy")  # since transformers 5
     arguments = TrainingArguments(
         tempfile.mkdtemp(),
@@ -199,7 +199,7 @@ def package(settings: dict, rows: DatasetDict) -> list:
         seed=settings["seed"],
         output_dir=tempfile.mkdtemp(),
         disable_tqdm=True,
-        **NO_EVALUATION,
+        **NO_EVALUATION | settings["package"],
     )
     tokenizer, clock = AutoTokenizer.from_pretrained(settings["model"]), Clock(settings, rows["evaluation"])
     model = load_model(args, tokenizer, helpers.CLASSIFICATION, settings["labels"])
@@ -219,8 +219,7 @@ def main() -> None:
     """Run the recipe that the JSON on standard input describes."""
     settings = json.load(sys.stdin)
     rows = load_from_disk(settings["rows"])
-    train_rows = rows["train"].select(range(round(settings["train_share"] * rows["train"].num_rows)))
-    rows = DatasetDict(train=train_rows, evaluation=rows[settings["evaluate_on"]])
+    rows = DatasetDict(train=rows["train"], evaluation=rows[settings["evaluate_on"]])
     set_seed(settings["seed"])
     curve = RECIPES[settings["recipe"]](settings, rows)
     if DEVICE == "cuda":

@@ -28,6 +28,12 @@ def test_seeds_then_steps_then_the_slowest_methods_are_left_out_and_told(args, c
     assert ("left out" in output) == (len(told) > 1)
 
 
+def test_what_could_not_be_timed_is_left_out_first(args):
+    args = args.replace(comparison_minutes=0.01, comparison_steps=3)
+    fitting, _ = fit_to_budget([("qlora", 1), ("lora-r8", 1)], args, SECONDS | {"qlora": (0.0, 0.0)})
+    assert fitting == [("lora-r8", 1)]
+
+
 def test_few_steps_stay_as_they_are(args):
     assert (
         fit_to_budget(RUNS, args.replace(comparison_minutes=0.01, comparison_steps=3), SECONDS)[

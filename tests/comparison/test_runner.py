@@ -180,6 +180,14 @@ def test_other_labels_are_run_again(run, calls, dataset):
 
 
 @pytest.mark.slow
+def test_other_texts_with_the_same_labels_and_lengths_are_run_again(run, calls, dataset):
+    run(("head-only", 0))
+    dataset["test"] = dataset["test"].map(lambda row: {"text": row["text"].swapcase()})
+    run(("head-only", 0))
+    assert calls == ["head-only"] * 2
+
+
+@pytest.mark.slow
 def test_another_learning_rate_of_a_method_is_run_again(run, calls, monkeypatch):
     run(("head-only", 0))
     monkeypatch.setitem(METHODS, "head-only", replace(METHODS["head-only"], learning_rate_factor=4))
