@@ -79,7 +79,7 @@ class TrainingOptions:
 
     _argument_group_name = "training and evaluation"
 
-    learning_rate: float = _option(1e-3, "peak learning rate of AdamW")  # 5e-4 (2000/width)^0.78: Schulman et al. 2025
+    learning_rate: float = _option(5e-4, "peak learning rate of AdamW")
     num_train_epochs: float = _option(2.0, "passes over the training examples")
     max_steps: int = _option(-1, "training steps, in place of num_train_epochs")
     per_device_train_batch_size: int = _option(16, "training examples per step and device")
