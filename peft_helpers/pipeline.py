@@ -106,7 +106,7 @@ def load_recipe(adapter_dir: str | Path) -> Arguments:
     """
     path = Path(adapter_dir, RUN_FILE)
     try:
-        options = json.loads(path.read_text(encoding="utf-8")) | {"bf16": None, "fp16": None}  # maybe not here
+        options = {**json.loads(path.read_text(encoding="utf-8")), "bf16": None, "fp16": None}  # maybe not here
         return make_arguments(**options, output_dir=str(adapter_dir))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(

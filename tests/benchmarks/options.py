@@ -115,7 +115,7 @@ def measure(experiment: str, args: helpers.Arguments) -> dict:
     for group, data, options, rows in groups(experiment, raw, args):
         found = [predict_labels(data, args.replace(**options | changes)) for changes in settings.values()]
         scores[group] = [metric(labels, references, weights[:, rows]) for labels, references in found]
-        print(f"{experiment}, {group}: {[round(of_setting[0], 3) for of_setting in scores[group]]}", flush=True)
+        print(f"{experiment}, {group}: {[round(float(of_setting[0]), 3) for of_setting in scores[group]]}", flush=True)
     means, first = np.mean([*scores.values()], axis=0), next(iter(settings))
     rows = {
         name: {"score": describe(values), f"beyond {first}": "" if name == first else describe(values - means[0], "+")}
@@ -124,7 +124,7 @@ def measure(experiment: str, args: helpers.Arguments) -> dict:
     print(f"\n| {experiment} | {metric.__name__} [95 %] | beyond {first} [95 %] |\n|---|---|---|")
     for name, row in rows.items():
         print(f"| {name} | {' | '.join(row.values())} |")
-    scores = {group: [round(of_setting[0], 4) for of_setting in found] for group, found in scores.items()}
+    scores = {group: [round(float(of_setting[0]), 4) for of_setting in found] for group, found in scores.items()}
     return {"metric": metric.__name__, "table": rows, "groups": scores}
 
 
