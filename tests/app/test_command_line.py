@@ -231,6 +231,14 @@ def test_compare_shows_the_methods_and_keeps_table_and_figure(options, run, tmp_
 
 
 @pytest.mark.slow
+def test_train_uploads_when_everything_is_written(options, run, tmp_path, monkeypatch):
+    seen, folder = [], tmp_path / "sent"
+    monkeypatch.setattr(helpers, "upload_adapter", lambda args: seen.extend(folder.iterdir()), raising=False)
+    assert run("train", *options, "--output_dir", folder)[0] == 0
+    assert {"adapter_model.safetensors", "README.md", "results.json"} <= {path.name for path in seen}
+
+
+@pytest.mark.slow
 def test_search_leaves_table_and_figure_and_the_words_that_train_the_best(options, run, tmp_path, monkeypatch):
     pytest.importorskip("optuna")
     found, trained = [], []
