@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from peft_helpers.adapters import check_output_dir, describe_adapter
     from peft_helpers.analysis.adapter_checks import check_adapter
-    from peft_helpers.analysis.calibration import Calibration, apply_threshold, calibrate, expected_calibration_error
+    from peft_helpers.analysis.calibration import Calibration, calibrate, expected_calibration_error
+    from peft_helpers.analysis.linear_probe import fit_head
     from peft_helpers.analysis.model_card import save_model_card
     from peft_helpers.analysis.plots import (
         plot_before_after,

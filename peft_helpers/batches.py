@@ -53,9 +53,13 @@ class LengthSampler(Sampler[int]):
         yield from np.concatenate([batches.ravel(), order[whole:]]).tolist()
 
 
-def batch_by_tokens(lengths: list[int], max_tokens: int, max_rows: int) -> list[list[int]]:
-    """Return batches of consecutive examples, of at most ``max_tokens`` once padded; one alone may have more."""
+def batch_by_tokens(lengths: list[int], max_rows: int, max_tokens: int | None = None) -> list[list[int]]:
+    """Return batches of consecutive examples, of at most ``max_tokens`` once padded; one alone may have more.
+
+    By default they are as many as `EVALUATION_TOKENS` has for the device.
+    """
     batches, longest = [[]], 0
+    max_tokens = max_tokens or EVALUATION_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
     for number, length in enumerate(lengths):
         longest, count = max(longest, length), len(batches[-1]) + 1
         if count > 1 and (count > max_rows or count * longest > max_tokens):
@@ -65,12 +69,16 @@ def batch_by_tokens(lengths: list[int], max_tokens: int, max_rows: int) -> list[
     return batches
 
 
+def examples_per_update(args: TrainingArguments) -> int:
+    """Return the number of examples of an update: those of all processes and of accumulated batches."""
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
 def count_steps(train: Dataset | IterableDataset, args: TrainingArguments) -> int:
     """Return the number of updates in a whole run; a single one, which changes nothing, is a ValueError."""
     if args.max_steps > 0:
         return args.max_steps
-    rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    steps = math.ceil(args.num_train_epochs * math.ceil(train.num_rows / rows))
+    steps = math.ceil(args.num_train_epochs * math.ceil(train.num_rows / examples_per_update(args)))
     if steps < 2:
         raise ValueError(
             f"{train.num_rows} examples for {args.num_train_epochs:g} epochs make one training step, in which the "
@@ -150,8 +158,7 @@ class LengthTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         # Of the dataset as it was passed in: the one here has lost the columns that the model does not know.
-        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size  # of an update
-        lengths = self.train_dataset["length"][:]
+        rows, lengths = examples_per_update(self.args), self.train_dataset["length"][:]
         return LengthSampler(lengths, rows, self.args.seed, lambda: math.floor(self.state.epoch or 0))
 
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
@@ -165,8 +172,7 @@ class LengthTrainer(Trainer):
         """
         if self.args.world_size > 1 or self.compute_metrics is None:
             return super().get_test_dataloader(test_dataset)
-        tokens = EVALUATION_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
-        batches = batch_by_tokens(test_dataset["length"][:], tokens, self.args.eval_batch_size)
+        batches = batch_by_tokens(test_dataset["length"][:], self.args.eval_batch_size)
         dataset = self._remove_unused_columns(test_dataset, "test")
         return self.accelerator.prepare(DataLoader(dataset, batch_sampler=batches, collate_fn=self.data_collator))
 
@@ -204,8 +210,7 @@ class TellTime(StepTimer):
             return
         by_steps = 1 / args.eval_steps if args.eval_steps < 1 else state.max_steps / args.eval_steps
         evaluations = round({"steps": by_steps, "epoch": args.num_train_epochs, "no": 0}[args.eval_strategy.value])
-        rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        in_steps = EVALUATION_SHARE * evaluations * self.eval_rows / rows
+        in_steps = EVALUATION_SHARE * evaluations * self.eval_rows / examples_per_update(args)
         duration = format_seconds((state.max_steps + in_steps) * self.seconds())
         tqdm.write(f"Training takes about {duration} here: {state.max_steps:,} steps and {evaluations} evaluations.")
 

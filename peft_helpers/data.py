@@ -31,8 +31,7 @@ def prepare_splits(raw: DatasetDict, args: Arguments) -> DatasetDict:
     rank = rows["split"].map({"test": 0, "validation": 1, "train": 2})
     rows = keep_rows(rows, rank == rank.groupby(rows["text"]).transform("min"), "have a text of another split")
     _report_conflicts(rows)
-    limits = dict.fromkeys(("train", "validation", "test"), args.data.max_eval_samples)
-    limits["train"] = args.data.max_train_samples
+    limits = {"train": args.data.max_train_samples} | dict.fromkeys(("validation", "test"), args.data.max_eval_samples)
     splits = {
         name: take_stratified(rows[rows["split"] == name], limit, args.training.seed) for name, limit in limits.items()
     }

@@ -46,8 +46,7 @@ def predicted_labels(output: EvalPrediction) -> np.ndarray:
 def compute_metrics(output: EvalPrediction) -> dict[str, float]:
     """Return accuracy, precision, recall and f1 (macro) of ``output``, as `Trainer` and `predict` give it.
 
-    ``output.predictions`` are logits, shape (examples, labels); ``output.label_ids`` the true labels, shape
-    (examples,).
+    ``output.predictions`` are logits, shape (examples, labels); ``label_ids`` the true labels, shape (examples,).
     """
     metric = ClassificationMetrics(keep_in_memory=True)
     return metric.compute(predictions=predicted_labels(output), references=output.label_ids)

@@ -14,11 +14,12 @@ from transformers.trainer_utils import PredictionOutput
 
 from peft_helpers.adapters import RUN_FILE, check_output_dir, describe_adapter
 from peft_helpers.analysis.adapter_checks import check_adapter
-from peft_helpers.analysis.calibration import apply_threshold, calibrate
+from peft_helpers.analysis.calibration import calibrate
+from peft_helpers.analysis.linear_probe import fit_head
 from peft_helpers.analysis.model_card import save_model_card
 from peft_helpers.analysis.upload import create_repository
 from peft_helpers.arguments import Arguments
-from peft_helpers.distributed import best_device
+from peft_helpers.distributed import move_to_device
 from peft_helpers.interruptions import guard_training, replace_folder
 from peft_helpers.metrics import assert_same_predictions
 from peft_helpers.modeling import Task, check_model, load_model, lora_arguments, prepare_model
@@ -67,6 +68,8 @@ def run(
         untuned = predict(model, tokenizer, tokenized["test"], args, task)
     with _timed(seconds, "train"):
         peft_model = get_peft_model(model, LoraConfig(**lora_arguments(args.lora, model, task.task_type)))
+        if label_names:
+            fit_head(peft_model, tokenizer, tokenized["train"], args)
         trainer = make_trainer(peft_model, tokenizer, tokenized, args, task)
         for callback in callbacks:
             trainer.add_callback(callback)
@@ -81,7 +84,7 @@ def run(
         describe_adapter(peft_model, args, folder)
         calibration = calibrate(validated, args.training.tune_threshold)
         calibration.save(folder)
-        save_model_card(peft_model, args, untuned, apply_threshold(tuned, calibration), folder)
+        save_model_card(peft_model, args, untuned, calibration.apply(tuned), folder)
     with _timed(seconds, "reload and evaluate"):
         reloaded_model, reloaded_tokenizer = load_adapter(args.training.output_dir, task, label_names)
         test = task.tokenize(DatasetDict(test=dataset["test"]), reloaded_tokenizer)["test"]
@@ -134,8 +137,7 @@ def load_adapter(
     # Not AutoPeftModel...: it would look for the base model at the path that it had when the adapter was trained.
     base_model = task.auto_class.from_pretrained(name, **reload_arguments(adapter_dir))
     model = PeftModel.from_pretrained(base_model, adapter_dir)
-    if not getattr(model, "is_quantized", False):
-        model.to(best_device())
+    move_to_device(model)
     prepare_model(model, tokenizer)
     return model, tokenizer
 

@@ -89,7 +89,7 @@ def test_an_epoch_has_batches_of_its_own_that_follow_from_the_seed():
     ],
 )
 def test_token_batches_hold_what_is_allowed_and_keep_the_order(lengths, max_tokens, batches):
-    assert batch_by_tokens(lengths, max_tokens, max_rows=4) == batches
+    assert batch_by_tokens(lengths, 4, max_tokens) == batches
 
 
 def test_the_trainer_takes_both_and_the_models_columns_only(model, tokenizer, args):

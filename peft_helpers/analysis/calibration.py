@@ -35,6 +35,14 @@ class Calibration:
         """Return logits of which the largest is that of the label decided for, shape (examples, labels)."""
         return logits - self.temperature * logit(self.threshold) * np.eye(logits.shape[-1])[self.label]
 
+    def apply(self, output: PredictionOutput) -> PredictionOutput:
+        """Return ``output`` of `predict` with the logits of `decide`, and their metrics."""
+        if self.threshold == 0.5:
+            return output
+        decided = output._replace(predictions=self.decide(output.predictions))
+        scores = {f"test_{name}": score for name, score in compute_metrics(decided).items()}
+        return decided._replace(metrics=output.metrics | scores)
+
     def save(self, folder: str | Path) -> None:
         """Write it into the adapter's folder, unless it is `AS_IT_IS`."""
         if self != AS_IT_IS:
@@ -87,15 +95,6 @@ def choose_threshold(output: EvalPrediction, temperature: float = 1.0) -> tuple[
     best = np.argmax(precision * recall / np.maximum(precision + recall, 1e-12))
     halfway = (thresholds[best] + (thresholds[best - 1] if best else 0)) / 2
     return float(np.clip(halfway, 1e-6, 1 - 1e-6)), label
-
-
-def apply_threshold(output: PredictionOutput, calibration: Calibration) -> PredictionOutput:
-    """Return ``output`` of `predict` with the logits of `Calibration.decide`, and their metrics."""
-    if calibration.threshold == 0.5:
-        return output
-    decided = output._replace(predictions=calibration.decide(output.predictions))
-    scores = {f"test_{name}": score for name, score in compute_metrics(decided).items()}
-    return decided._replace(metrics=output.metrics | scores)
 
 
 def expected_calibration_error(output: EvalPrediction, temperature: float = 1.0) -> float:

@@ -21,7 +21,7 @@ from transformers import EvalPrediction
 
 from peft_helpers import INSTALL
 from peft_helpers.analysis.adapter_checks import adapter_size
-from peft_helpers.analysis.calibration import AS_IT_IS, Calibration, apply_threshold, calibration_errors, rarer_label
+from peft_helpers.analysis.calibration import AS_IT_IS, Calibration, calibration_errors, rarer_label
 from peft_helpers.analysis.plots import plot_before_after, plot_confusions, plot_reliability, plot_training
 from peft_helpers.analysis.significance import accuracy_interval, check_same_examples, compare_paired, f1_interval
 from peft_helpers.columns import join_texts
@@ -196,7 +196,7 @@ def save_results(result: RunResult, majority: EvalPrediction) -> None:
     """Write ``results.json`` and the figures into the adapter's folder; ``majority`` is that of `majority_class`."""
     folder = Path(result.args.training.output_dir)
     calibration = Calibration.load(folder)
-    tuned = apply_threshold(result.tuned, calibration)
+    tuned = calibration.apply(result.tuned)
     summary = {
         "metrics": compare(result.untuned, tuned),
         "calibration": asdict(calibration) | calibration_errors(result.tuned, calibration.temperature),
@@ -223,7 +223,7 @@ def describe_run(result: RunResult) -> str:
     folder = result.args.training.output_dir
     share, calibration = result.trainable_parameters / result.parameters, Calibration.load(folder)
     errors = calibration_errors(result.tuned, calibration.temperature)
-    tuned = apply_threshold(result.tuned, calibration)
+    tuned = calibration.apply(result.tuned)
     table = format_comparison(result.untuned, tuned, result.trainable_parameters, adapter_size(folder))
     return (
         f"\n{len(result.tuned.label_ids):,} test examples; {share:.2%} of the parameters trained; "

@@ -220,7 +220,7 @@ def evaluate(options: Namespace) -> None:
     columns = options.text_column, options.label_column, options.text_pair_column or args.data.text_pair_column
     dataset = helpers.load_labelled_examples(options.file, label_names, *columns)
     output = helpers.predict(model, tokenizer, helpers.tokenize_dataset(dataset, tokenizer), args)
-    answers = helpers.apply_threshold(output, helpers.Calibration.load(options.adapter_dir))
+    answers = helpers.Calibration.load(options.adapter_dir).apply(output)
     table = helpers.report_per_class(answers, label_names).round(3)
     print(f"{helpers.describe_evaluation(answers)}\n\n{table.to_string()}")
     if options.suspicious:

@@ -11,11 +11,12 @@ from sklearn.preprocessing import StandardScaler
 from transformers import AutoConfig, EvalPrediction, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from peft_helpers.analysis.linear_probe import mean_hidden_states
 from peft_helpers.analysis.plots import CLASSICAL, FROZEN, MAJORITY, PROMPTED
 from peft_helpers.analysis.report import majority_class
 from peft_helpers.arguments import Arguments
 from peft_helpers.columns import join_texts
-from peft_helpers.comparison.untrained import classify_with_prompts, mean_hidden_states
+from peft_helpers.comparison.prompting import classify_with_prompts
 from peft_helpers.metrics import compute_metrics, predicted_labels
 from peft_helpers.modeling import load_model
 from peft_helpers.tokenization import tokenize_dataset

@@ -2,6 +2,7 @@
 
 import math
 
+from peft_helpers.analysis.linear_probe import count_in_steps
 from peft_helpers.arguments import Arguments
 from peft_helpers.batches import format_seconds
 
@@ -19,7 +20,7 @@ def fit_to_budget(runs: Runs, args: Arguments, seconds: dict[str, tuple[float, f
     fitting, left_out = list(runs), []
 
     def total(steps: int) -> float:
-        return sum(seconds[name][0] + steps * seconds[name][1] for name, _ in fitting)
+        return sum(seconds[name][0] + count_in_steps(steps) * seconds[name][1] for name, _ in fitting)
 
     for seed in sorted({seed for _, seed in runs}, reverse=True)[:-1]:
         if total(steps) > budget:

@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 from datasets import DatasetDict
 
+from peft_helpers.analysis.linear_probe import count_in_steps
 from peft_helpers.analysis.plots import CLASSICAL, FROZEN
 from peft_helpers.analysis.report import format_score
 from peft_helpers.analysis.significance import f1_interval
 from peft_helpers.arguments import Arguments
-from peft_helpers.batches import format_seconds
+from peft_helpers.batches import examples_per_update, format_seconds
 from peft_helpers.comparison.baselines import BASELINES
 from peft_helpers.comparison.runner import Prepared, check_comparison, find_or_run, find_result, prepare, time_method
 from peft_helpers.comparison.tables import read_results, summarize_methods
@@ -61,8 +62,8 @@ def _take_sample(dataset: DatasetDict, args: Arguments, size: int) -> tuple[Argu
     labels = pd.DataFrame({"label": dataset["train"]["label"][:]})
     train = dataset["train"].select(take_stratified(labels, size, args.training.seed).index)
     data = prepare(DatasetDict(train=train, test=dataset["test"]), args)
-    batch = args.training.train_batch_size * args.training.gradient_accumulation_steps
-    steps = math.ceil(args.training.num_train_epochs * data.tokenized["train"].num_rows / batch)
+    passes = args.training.num_train_epochs * data.tokenized["train"].num_rows
+    steps = math.ceil(passes / examples_per_update(args.training))
     return args.replace(comparison_steps=max(steps, args.comparison.comparison_steps)), data
 
 
@@ -70,7 +71,7 @@ def _tell_time(runs: list[tuple[str, Arguments, Prepared]]) -> None:
     to_do = [run for run in runs if not find_result(*run)]
     trained = [(name, args.comparison.comparison_steps) for name, args, _ in to_do if name not in BASELINES]
     seconds = {name: time_method(name, *runs[-1][1:]) for name in dict(trained)}  # on the largest sample
-    total = format_seconds(sum(seconds[name][0] + steps * seconds[name][1] for name, steps in trained))
+    total = format_seconds(sum(seconds[name][0] + count_in_steps(steps) * seconds[name][1] for name, steps in trained))
     print(f"{len(to_do)} of {len(runs)} to run: about {total} for the {len(trained)} that train the model.", flush=True)
 
 

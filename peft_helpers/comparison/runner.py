@@ -21,9 +21,10 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from peft_helpers.adapters import describe_recipe
 from peft_helpers.analysis.adapter_checks import adapter_size
+from peft_helpers.analysis.linear_probe import STRENGTH, fit_head
 from peft_helpers.analysis.report import describe_environment
 from peft_helpers.arguments import Arguments
-from peft_helpers.batches import EVALUATION_SHARE, LengthTrainer, StepTimer
+from peft_helpers.batches import EVALUATION_SHARE, LengthTrainer, StepTimer, examples_per_update
 from peft_helpers.columns import join_texts
 from peft_helpers.comparison.baselines import BASELINES, plan_baselines, run_baseline, score_predictions
 from peft_helpers.comparison.budget import fit_to_budget
@@ -102,7 +103,8 @@ def find_or_run(runs: list[tuple[str, Arguments, Prepared]]) -> list[dict]:
 
 def fingerprint(settings: list, args: Arguments, data: Prepared) -> str:
     """Return a SHA-256 of ``settings`` and of what every result depends on: recipe, versions, device and examples."""
-    settings = [settings, describe_recipe(args), describe_environment().to_dict(), data.label_names, data.digest]
+    settings = [settings, STRENGTH, describe_recipe(args), data.label_names, data.digest]
+    settings.append(describe_environment().to_dict())
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
@@ -140,8 +142,7 @@ def time_method(name: str, args: Arguments, data: Prepared) -> tuple[float, floa
         trainer, timer = _make_trainer(model, args, data, folder), StepTimer()
         trainer.add_callback(timer)
         trainer.train()
-        rows = args.training.train_batch_size * args.training.gradient_accumulation_steps  # of a step
-        batches = (data.tokenized["test"].num_rows + 2 * RELOADED) / rows
+        batches = (data.tokenized["test"].num_rows + 2 * RELOADED) / examples_per_update(args.training)
         return 2 * load + EVALUATION_SHARE * batches * timer.seconds(), timer.seconds()
     return 0.0, 0.0
 
@@ -153,7 +154,9 @@ def run_method(name: str, args: Arguments, data: Prepared) -> dict:
     """
     with watch_memory() as memory, tempfile.TemporaryDirectory() as folder:
         model, args = _adapt(name, args, data)
-        training = _make_trainer(model, args, data, folder).train()
+        start = time.perf_counter()
+        _make_trainer(model, args, data, folder).train()
+        seconds = time.perf_counter() - start
     output = predict(model, data.tokenizer, data.tokenized["test"], args, disable_tqdm=True)
     megabytes, verified = model.get_memory_footprint(return_buffers=False) / 1e6, "not kept"
     if isinstance(model, PeftModel):
@@ -162,7 +165,7 @@ def run_method(name: str, args: Arguments, data: Prepared) -> dict:
         "learning_rate": args.training.learning_rate,
         "parameters": model.num_parameters(),
         "trainable_parameters": sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad),
-        "train_seconds": training.metrics["train_runtime"],
+        "train_seconds": seconds,
         "peak_memory_mb": (max(memory) - memory[0]) / 1e6,
         "adapter_mb": megabytes,
         "reload_verified": verified,
@@ -177,9 +180,10 @@ def _adapt(name: str, args: Arguments, data: Prepared) -> tuple[PreTrainedModel,
 
 
 def _make_trainer(model: PreTrainedModel, args: Arguments, data: Prepared, folder: str) -> LengthTrainer:
-    """Return a Trainer for ``comparison_steps`` steps without evaluation or checkpoint."""
+    """Return a Trainer for ``comparison_steps`` steps without evaluation or checkpoint; see also `fit_head`."""
     steps, collate = args.comparison.comparison_steps, CLASSIFICATION.make_data_collator(data.tokenizer)
     args = args.replace(output_dir=folder, max_steps=steps, disable_tqdm=True, **NO_EVALUATION)
+    fit_head(model, data.tokenizer, data.tokenized["train"], args)
     trainer = LengthTrainer(model, args.training, collate, data.tokenized["train"])
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -10,6 +10,7 @@ from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPP
 from transformers import AutoConfig, EarlyStoppingCallback, PrinterCallback
 
 from peft_helpers import INSTALL
+from peft_helpers.analysis.linear_probe import fit_head
 from peft_helpers.arguments import Arguments
 from peft_helpers.batches import LengthTrainer, format_seconds
 from peft_helpers.comparison.runner import Prepared, check_comparison, fingerprint, prepare
@@ -80,7 +81,9 @@ def _make_trainer(data: Prepared, args: Arguments) -> LengthTrainer:
     def make_model(trial: "optuna.Trial | None" = None) -> PeftModel:
         options = args.replace(**suggest(trial, args)) if trial else args
         model = load_model(options, data.tokenizer, CLASSIFICATION, data.label_names)
-        return get_peft_model(model, LoraConfig(**lora_arguments(options.lora, model)))
+        model = get_peft_model(model, LoraConfig(**lora_arguments(options.lora, model)))
+        fit_head(model, data.tokenizer, data.tokenized["train"], options)
+        return model
 
     trainer = make_trainer(make_model(), data.tokenizer, data.tokenized, args)
     trainer.model_init = make_model

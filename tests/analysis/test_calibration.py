@@ -8,7 +8,7 @@ from scipy.special import softmax
 from sklearn.metrics import f1_score
 from transformers.trainer_utils import PredictionOutput
 
-from peft_helpers import Calibration, apply_threshold, calibrate, compute_metrics, expected_calibration_error, run
+from peft_helpers import Calibration, calibrate, compute_metrics, expected_calibration_error, run
 from peft_helpers.analysis.calibration import (
     AS_IT_IS,
     HIGHEST,
@@ -90,7 +90,7 @@ def test_the_threshold_has_the_best_f1_of_the_rarer_label(bias, rarer):
 
 def test_what_is_decided_is_what_lies_above_the_threshold():
     output, calibration = draw(600, 2.0, labels=2, bias=2.0), Calibration(2.0, 0.2, 1)
-    decided = apply_threshold(output, calibration)
+    decided = calibration.apply(output)
     expected = softmax(output.predictions / 2.0, axis=1)[:, 1] > 0.2
     assert predicted_labels(decided).tolist() == expected.astype(int).tolist()
     assert decided.metrics["test_f1"] == compute_metrics(decided)["f1"]
@@ -101,7 +101,7 @@ def test_what_is_decided_is_what_lies_above_the_threshold():
 
 def test_without_a_threshold_nothing_changes():
     output = draw(10, 2.0)
-    assert apply_threshold(output, Calibration(2.0)) is output
+    assert Calibration(2.0).apply(output) is output
     np.testing.assert_array_equal(Calibration(2.0).decide(output.predictions), output.predictions)
 
 
@@ -160,7 +160,7 @@ def test_weights_and_a_threshold_find_more_of_the_rare_label(imbalanced, args):
         result = run(dataset, args.replace(**options, **changes))
         calibration = Calibration.load(args.training.output_dir)
         assert (calibration.threshold != 0.5) == (name == "threshold")
-        found[name] = score(apply_threshold(result.tuned, calibration))["rarer_f1"]
+        found[name] = score(calibration.apply(result.tuned))["rarer_f1"]
     assert found["weights"] > found["neither"]
     assert found["threshold"] > found["neither"]
 

@@ -68,7 +68,7 @@ def predict_labels(raw: DatasetDict, args: helpers.Arguments) -> tuple[np.ndarra
         args = args.replace(output_dir=str(Path(folder, "adapter")), disable_tqdm=True)
         dataset = prepare_splits(raw, args)
         result = helpers.run(dataset, args)
-        output = helpers.apply_threshold(result.tuned, helpers.Calibration.load(args.training.output_dir))
+        output = helpers.Calibration.load(args.training.output_dir).apply(result.tuned)
     return predicted_labels(output), output.label_ids
 
 

@@ -52,9 +52,11 @@ class Clock(TrainerCallback):
     def __init__(self, settings: dict, rows: Dataset):
         self.settings, self.batches, self.seconds, self.curve = settings, batches(rows, settings["pad"]), 0.0, []
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
+    def on_train_begin(self, args, state, control, model, **kwargs) -> None:
         points = self.settings["points"]
         self.steps = {round(state.max_steps * (number + 1) / points): number + 1 == points for number in range(points)}
+        if self.seconds:  # a head was fitted before
+            self.curve.append((self.seconds, self.accuracy(model, self.settings["has_bf16"])))
         self.start = time.perf_counter()
 
     def on_step_end(self, args, state, control, model, **kwargs) -> None:
@@ -204,6 +206,9 @@ def package(settings: dict, rows: DatasetDict) -> list:
     tokenizer, clock = AutoTokenizer.from_pretrained(settings["model"]), Clock(settings, rows["evaluation"])
     model = load_model(args, tokenizer, helpers.CLASSIFICATION, settings["labels"])
     model = get_peft_model(model, LoraConfig(**helpers.lora_arguments(args.lora, model)))
+    start = time.perf_counter()
+    helpers.fit_head(model, tokenizer, rows["train"], args)
+    clock.seconds = time.perf_counter() - start
     collator = partial(collate, pad=settings["pad"])
     LengthTrainer(model, args.training, collator, rows["train"], callbacks=[clock]).train()
     return clock.curve

@@ -55,7 +55,7 @@ def test_every_method_sees_the_same_nested_samples_for_as_many_passes(short, dat
     assert other != first
     assert [call[1] for call in calls[::5]] == [42, 42, 43, 43]
     output = capsys.readouterr().out
-    assert output.startswith("20 of 20 to run: about 3 min for the 12 that train the model.\n")  # 12 x 10 + 72 s
+    assert output.startswith("20 of 20 to run: about 4 min for the 12 that train the model.\n")  # 12 x 10 + 1.4 x 72 s
     assert "6 of 20, 24 training examples: lora-all-linear, seed 42: accuracy 0.500" in output
 
 

@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
 import peft_helpers as helpers
+from peft_helpers.analysis.linear_probe import fit_head
 from peft_helpers.batches import LengthTrainer
 from peft_helpers.comparison import runner, search
 from peft_helpers.comparison.search import (
@@ -43,9 +44,10 @@ def without_time(table):
 def train_alone(args, options, splits, tokenizer, folder) -> LengthTrainer:
     """Train as the command `train` does, and return the Trainer."""
     args = args.replace(**options, output_dir=str(folder))
-    model = load_model(args, tokenizer, helpers.CLASSIFICATION, LABELS)
+    model, tokenized = load_model(args, tokenizer, helpers.CLASSIFICATION, LABELS), tokenize_splits(splits, tokenizer)
     model = get_peft_model(model, LoraConfig(**helpers.lora_arguments(args.lora, model)))
-    trainer = helpers.make_trainer(model, tokenizer, tokenize_splits(splits, tokenizer), args)
+    fit_head(model, tokenizer, tokenized["train"], args)
+    trainer = helpers.make_trainer(model, tokenizer, tokenized, args)
     trainer.train()
     return trainer
 

@@ -4,11 +4,10 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import AutoModelForCausalLM
 
-from peft_helpers.comparison import untrained
-from peft_helpers.comparison.untrained import CONTENT_FREE, classify_with_prompts, mean_hidden_states, score_answers
+from peft_helpers.comparison import prompting
+from peft_helpers.comparison.prompting import CONTENT_FREE, classify_with_prompts, score_answers
 from peft_helpers.data import prepare_splits
 from peft_helpers.modeling import prepare_model
-from peft_helpers.tokenization import tokenize_dataset
 
 TEXTS = ["good", "what a lovely, warm and funny story", "bad", "the cast is a joy to watch from start to end" * 3]
 
@@ -18,29 +17,6 @@ def language_model(args, tokenizer):
     model = AutoModelForCausalLM.from_pretrained(args.model.model_name_or_path)
     prepare_model(model, tokenizer)
     return model
-
-
-def test_hidden_states_are_means_over_the_tokens_of_each_text_without_padding(model, tokenizer, args):
-    dataset = Dataset.from_dict({"text": ["", *TEXTS], "label": [0] * 5})
-    tokenized = tokenize_dataset(dataset, tokenizer)
-    found = mean_hidden_states(model, tokenizer, tokenized, args)
-    assert found.shape == (5, model.config.hidden_size)
-    for row, ids in zip(found, tokenized["input_ids"], strict=True):
-        with torch.no_grad():
-            alone = model.base_model(torch.tensor([ids])).last_hidden_state[0].mean(0)
-        np.testing.assert_allclose(row, alone, atol=1e-5)
-    assert not model.base_model._forward_hooks
-
-
-def test_hidden_states_of_a_text_in_chunks_are_their_mean(model, tokenizer, args):
-    tokenizer.model_max_length = 4
-    tokenized = tokenize_dataset(Dataset.from_dict({"text": TEXTS, "label": [0] * 4}), tokenizer, chunks=True)
-    chunks = mean_hidden_states(model, tokenizer, tokenized.remove_columns("is_first"), args)
-    found = mean_hidden_states(model, tokenizer, tokenized, args)
-    texts = np.cumsum(tokenized["is_first"]) - 1
-    assert np.bincount(texts).max() > 2
-    for number, row in enumerate(found):
-        np.testing.assert_allclose(row, chunks[texts == number].mean(axis=0), atol=1e-6)
 
 
 def test_an_answer_scores_the_sum_of_its_tokens_after_the_prompt(language_model, tokenizer):
@@ -65,14 +41,14 @@ def test_calibration_takes_away_what_the_names_get_without_content(tokenizer, ar
         read.extend(tokenizer.decode([*prompt, *name]) for prompt, name in pairs)
         return log.ravel()
 
-    monkeypatch.setattr(untrained, "score_answers", answer)
+    monkeypatch.setattr(prompting, "score_answers", answer)
     rows = {"text": ["one", "two"], "label": [1, 0]}
     split = Dataset.from_dict(rows).cast_column("label", ClassLabel(names=["no", "yes"]))
     output, weights = classify_with_prompts(DatasetDict(train=split, test=split), tokenizer, args)
     np.testing.assert_allclose(output.predictions, np.log([[0.7 / 0.8, 0.3 / 0.2], [0.9 / 0.8, 0.1 / 0.2]]) - np.log(3))
     assert (np.argmax(output.predictions, axis=1).tolist(), output.label_ids.tolist(), weights) == ([1, 0], [1, 0], 0)
     texts = [*CONTENT_FREE, "one", "two"]
-    assert read == [f"{text}{untrained.QUESTION} {name}" for text in texts for name in ("no", "yes")]
+    assert read == [f"{text}{prompting.QUESTION} {name}" for text in texts for name in ("no", "yes")]
 
 
 def test_prompts_longer_than_the_model_keep_their_end(raw, tokenizer, args):

@@ -1,8 +1,8 @@
-"""What the pre-trained model knows without training: its hidden states, and its answers to a prompt."""
+"""What a language model answers to a prompt, without training."""
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from scipy.special import log_softmax, logsumexp
 from transformers import (
     AutoModelForCausalLM,
@@ -13,34 +13,13 @@ from transformers import (
 )
 
 from peft_helpers.arguments import Arguments
-from peft_helpers.batches import EVALUATION_TOKENS, batch_by_tokens, find_first, longest_first
+from peft_helpers.batches import batch_by_tokens
 from peft_helpers.columns import join_texts
 from peft_helpers.distributed import best_device
 from peft_helpers.modeling import model_arguments, prepare_model
-from peft_helpers.training import predict
 
 CONTENT_FREE = ("N/A", "", "[MASK]")  # as Zhao et al. 2021 take them
 QUESTION = "\n\nThe text above is about"  # the best of 5 on BBC News\' validation examples, second on SST-2
-
-
-def mean_hidden_states(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, args: Arguments
-) -> np.ndarray:
-    """Return the mean of a classifier's last hidden states over the real tokens, shape (texts, hidden size).
-
-    Of a text in several chunks it is their mean.
-    """
-    order, means = longest_first(dataset), []
-    lengths = iter(np.array(dataset["length"][:])[order])  # `predict` takes the examples in this order
-
-    def collect(module: torch.nn.Module, inputs: tuple, output: dict) -> None:
-        means.extend(states[: next(lengths)].float().mean(0).cpu() for states in output[0])
-
-    with model.base_model.register_forward_hook(collect):
-        predict(model, tokenizer, dataset, args, disable_tqdm=True)
-    starts = np.flatnonzero(find_first(dataset))
-    chunks = np.diff(starts, append=dataset.num_rows)
-    return np.add.reduceat(torch.stack(means).numpy()[np.argsort(order)], starts) / chunks[:, None]
 
 
 def classify_with_prompts(
@@ -76,8 +55,7 @@ def score_answers(
     ]
     lengths, scores, collate = np.array([len(row["labels"]) for row in rows]), [], DataCollatorForSeq2Seq(tokenizer)
     order = np.argsort(-lengths)
-    tokens = EVALUATION_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
-    for batch in batch_by_tokens(lengths[order].tolist(), tokens, max_rows):
+    for batch in batch_by_tokens(lengths[order].tolist(), max_rows):
         inputs = collate([rows[number] for number in order[batch]]).to(model.device)
         labels = inputs.pop("labels")
         kept = labels.shape[1] - (labels >= 0).int().argmax(1).min() + 1  # from the end of the shortest prompt on
