@@ -173,5 +173,5 @@ def plot_learning_curve(summary: pd.DataFrame, examples: int) -> Figure:
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.minorticks_off()
     axes.set_title("What each method makes of how many examples (bars: 95 % intervals)")
-    axes.legend(**BELOW)
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     return figure
