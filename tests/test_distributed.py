@@ -128,7 +128,7 @@ def test_one_of_the_processes_prints_and_writes(shared):
         re.sub(r"about .* here", "", line) for line in lines[1]
     ]
     assert lines[0][0] == "Profile offline: as asked for."
-    assert len(lines[0]) == 4  # how many rows of train and of validation are left out, and the time
+    assert len(lines[0]) == 5  # how many rows of train and of validation are left out, the fitted head, and the time
     assert output.count('"log_history"') == 1
     files = [sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) for folder in (two, one)]
     assert files[0] == files[1]
