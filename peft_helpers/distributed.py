@@ -20,10 +20,10 @@ def best_device() -> torch.device:
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
-def move_to_device(model: PreTrainedModel) -> torch.device:
-    """Move a model to `best_device` and return where it is; a quantized one stays where it was loaded."""
+def move_to_device(model: PreTrainedModel, device: torch.device | None = None) -> torch.device:
+    """Move a model, by default to `best_device`, and return where it is; a quantized one stays where it was loaded."""
     if not getattr(model, "is_quantized", False):
-        model.to(best_device())
+        model.to(device or best_device())
     return model.device
 
 

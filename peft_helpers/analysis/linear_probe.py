@@ -1,6 +1,7 @@
 """What the hidden states of a model tell before it is trained: features, and a head for the training to start from."""
 
 from collections.abc import Callable
+from inspect import signature
 
 import numpy as np
 import torch
@@ -83,7 +84,9 @@ def _read_states(
 ) -> np.ndarray:  # fmt: skip
     """Return ``pool`` of the states of each example, without padding, that come out of the model or into the head."""
     order, found, collate = longest_first(dataset), [], DataCollatorWithPadding(tokenizer)
-    rows = dataset.select_columns(["input_ids", "attention_mask"]).select(order)
+    known = signature(getattr(model, "get_base_model", lambda: model)().forward).parameters  # token_type_ids, perhaps
+    rows = dataset.select_columns([name for name in dataset.column_names if name in known and name != "labels"])
+    rows = rows.select(order)
     lengths = np.array(dataset["length"][:])[order].tolist()
     remaining = iter(lengths)
 
@@ -92,7 +95,7 @@ def _read_states(
             length = next(remaining)
             found.append(pool(states[:length] if states.ndim == 2 else states[None]).float().cpu())  # or pooled before
 
-    device, dtype = move_to_device(model.eval()), args.training.dtype
+    device, dtype = move_to_device(model.eval(), args.training.device), args.training.dtype
     if dtype == torch.bfloat16:
         hold_in_bfloat16(model)
     with layer.register_forward_hook(collect), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):

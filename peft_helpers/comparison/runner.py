@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from peft_helpers.adapters import describe_recipe
 from peft_helpers.analysis.adapter_checks import adapter_size
-from peft_helpers.analysis.linear_probe import STRENGTH, fit_head
+from peft_helpers.analysis.linear_probe import SHORT_RUN, STRENGTH, fit_head
 from peft_helpers.analysis.report import describe_environment
 from peft_helpers.arguments import Arguments
 from peft_helpers.batches import EVALUATION_SHARE, LengthTrainer, StepTimer, examples_per_update
@@ -103,7 +103,7 @@ def find_or_run(runs: list[tuple[str, Arguments, Prepared]]) -> list[dict]:
 
 def fingerprint(settings: list, args: Arguments, data: Prepared) -> str:
     """Return a SHA-256 of ``settings`` and of what every result depends on: recipe, versions, device and examples."""
-    settings = [settings, STRENGTH, describe_recipe(args), data.label_names, data.digest]
+    settings = [settings, STRENGTH, SHORT_RUN, describe_recipe(args), data.label_names, data.digest]
     settings.append(describe_environment().to_dict())
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 

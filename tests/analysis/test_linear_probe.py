@@ -130,3 +130,11 @@ def test_training_starts_from_the_fitted_head(raw, args):
     found = helpers.predict(plain, tokenizer, tokenized["test"], args)
     helpers.assert_same_predictions(result.tuned, found)
     assert not np.allclose(result.untuned.predictions, found.predictions, atol=1e-2)
+
+
+def test_the_model_gets_the_token_types_of_pairs_as_in_training(tokenizer, args):
+    train, model, seen = make_splits([0, 1] * 5, tokenizer), make_roberta(tokenizer, 2), set()
+    train = train.add_column("token_type_ids", [[0] * length for length in train["length"]])
+    model.register_forward_pre_hook(lambda module, _, inputs: seen.update(inputs), with_kwargs=True)
+    fit_head(model, tokenizer, train, args)
+    assert seen == {"input_ids", "attention_mask", "token_type_ids"}
