@@ -75,16 +75,19 @@ def examples_per_update(args: TrainingArguments) -> int:
 
 
 def count_steps(train: Dataset | IterableDataset, args: TrainingArguments) -> int:
-    """Return the number of updates in a whole run; a single one, which changes nothing, is a ValueError."""
+    """Return the number of updates in a whole run."""
     if args.max_steps > 0:
         return args.max_steps
-    steps = math.ceil(args.num_train_epochs * math.ceil(train.num_rows / examples_per_update(args)))
-    if steps < 2:
+    return math.ceil(args.num_train_epochs * math.ceil(train.num_rows / examples_per_update(args)))
+
+
+def check_steps(train: Dataset | IterableDataset, args: TrainingArguments) -> None:
+    """Raise a ValueError for a run of a single update, which changes nothing."""
+    if count_steps(train, args) < 2:
         raise ValueError(
             f"{train.num_rows} examples for {args.num_train_epochs:g} epochs make one training step, in which the "
             "learning rate is still 0. Raise --num_train_epochs or lower --per_device_train_batch_size."
         )
-    return steps
 
 
 def balance_loss(labels: list[int], number: int, smoothing: float = 0.0) -> Callable[..., torch.Tensor]:

@@ -68,12 +68,12 @@ def run(
         untuned = predict(model, tokenizer, tokenized["test"], args, task)
     with _timed(seconds, "train"):
         peft_model = get_peft_model(model, LoraConfig(**lora_arguments(args.lora, model, task.task_type)))
-        if label_names:
-            fit_head(peft_model, tokenizer, tokenized["train"], args)
         trainer = make_trainer(peft_model, tokenizer, tokenized, args, task)
         for callback in callbacks:
             trainer.add_callback(callback)
         with guard_training(trainer) as checkpoint:
+            if label_names and checkpoint is None:
+                fit_head(peft_model, tokenizer, tokenized["train"], args)
             trainer.train(resume_from_checkpoint=checkpoint)
     with _timed(seconds, "evaluate tuned"):
         tuned = predict(peft_model, tokenizer, tokenized["test"], args, task)

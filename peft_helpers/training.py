@@ -21,7 +21,7 @@ from transformers.trainer_utils import PredictionOutput
 
 from peft_helpers.adapters import save_recipe
 from peft_helpers.arguments import OPTIONS, Arguments, TrainingOptions
-from peft_helpers.batches import LengthTrainer, TellTime, average_chunks, count_steps, find_first, longest_first
+from peft_helpers.batches import LengthTrainer, TellTime, average_chunks, check_steps, find_first, longest_first
 from peft_helpers.distributed import compute_dtype
 from peft_helpers.interruptions import CHECKPOINTS_RUN_FILE, check_trackers, explain_out_of_memory
 from peft_helpers.metrics import compute_metrics_and_loss
@@ -112,7 +112,7 @@ def make_trainer(
     """
     train, validation, arguments = tokenized["train"], tokenized["validation"], args.training
     validation = validation.select(np.flatnonzero(find_first(validation)))  # all chunks, ten times, would take long
-    count_steps(train, arguments)
+    check_steps(train, arguments)
     save_recipe(args, arguments.output_dir, CHECKPOINTS_RUN_FILE)
     options = {"metric_for_best_model": task.metric_for_best_model, "greater_is_better": task.greater_is_better}
     if arguments.tune_threshold:  # the macro F1 may be that of one label throughout

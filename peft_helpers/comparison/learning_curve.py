@@ -1,6 +1,5 @@
 """How many labelled examples it takes: several methods on more and more of the training examples."""
 
-import math
 from itertools import takewhile
 
 import numpy as np
@@ -12,7 +11,7 @@ from peft_helpers.analysis.plots import CLASSICAL, FROZEN
 from peft_helpers.analysis.report import format_score
 from peft_helpers.analysis.significance import f1_interval
 from peft_helpers.arguments import Arguments
-from peft_helpers.batches import examples_per_update, format_seconds
+from peft_helpers.batches import count_steps, format_seconds
 from peft_helpers.comparison.baselines import BASELINES
 from peft_helpers.comparison.runner import Prepared, check_comparison, find_or_run, find_result, prepare, time_method
 from peft_helpers.comparison.tables import read_results, summarize_methods
@@ -62,8 +61,7 @@ def _take_sample(dataset: DatasetDict, args: Arguments, size: int) -> tuple[Argu
     labels = pd.DataFrame({"label": dataset["train"]["label"][:]})
     train = dataset["train"].select(take_stratified(labels, size, args.training.seed).index)
     data = prepare(DatasetDict(train=train, test=dataset["test"]), args)
-    passes = args.training.num_train_epochs * data.tokenized["train"].num_rows
-    steps = math.ceil(passes / examples_per_update(args.training))
+    steps = count_steps(data.tokenized["train"], args.training)
     return args.replace(comparison_steps=max(steps, args.comparison.comparison_steps)), data
 
 

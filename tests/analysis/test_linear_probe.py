@@ -6,6 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from transformers import AutoModelForSequenceClassification, RobertaConfig
 
 import peft_helpers as helpers
+from peft_helpers import distributed
 from peft_helpers.analysis import linear_probe
 from peft_helpers.analysis.linear_probe import SHORT_RUN, STRENGTH, count_in_steps, fit_head, mean_hidden_states
 from peft_helpers.tokenization import tokenize_dataset
@@ -138,3 +139,15 @@ def test_the_model_gets_the_token_types_of_pairs_as_in_training(tokenizer, args)
     model.register_forward_pre_hook(lambda module, _, inputs: seen.update(inputs), with_kwargs=True)
     fit_head(model, tokenizer, train, args)
     assert seen == {"input_ids", "attention_mask", "token_type_ids"}
+
+
+def test_the_head_is_fitted_on_the_device_of_the_training(model, tokenizer, tokenized, args, monkeypatch):
+    monkeypatch.setattr(distributed, "best_device", lambda: torch.device("meta"))  # an accelerator, but for --use_cpu
+    fit_head(model, tokenizer, tokenized["train"], args)
+    assert model.device.type == "cpu"
+
+
+def test_a_search_may_try_a_single_step(model, tokenizer, tokenized, args):
+    before = model.score.weight.clone()
+    fit_head(model, tokenizer, tokenized["train"], args.replace(per_device_train_batch_size=1000, num_train_epochs=1.0))
+    assert not torch.equal(model.score.weight, before)
