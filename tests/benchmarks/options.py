@@ -1,10 +1,11 @@
-"""What options change on the test examples of the offline profile, with 95 % intervals over these examples.
+"""What options change on the test examples, by default of the offline profile, with 95 % intervals over these examples.
 
     python -m tests.benchmarks.options --output_file tests/benchmarks/results/options.json
 
-Rare labels: each topic of BBC News in turn against the others, kept in one article of twenty in every split, with
-weights, a threshold, both and neither. Long texts: all chunks or the first one, with several seeds. Search: its winner
-in ``results/search.json`` against the profile's own options, with several seeds.
+Rare labels: each label in turn against the others, kept in one example of twenty in every split, with weights, a
+threshold, both and neither. Long texts: all chunks or the first one. Search: its winner in ``results/search.json``
+against the profile's own options. All with several seeds; options of ``python -m peft_helpers train`` may follow, to
+take other data or another model.
 """
 
 import argparse
@@ -21,7 +22,6 @@ from peft_helpers.data import prepare_splits
 from peft_helpers.metrics import predicted_labels
 
 RARE = 0.05  # share of the rare label
-SEEDS = (42, 43, 44)
 RESAMPLES = 2000
 TRIALS = json.loads(Path(__file__).with_name("results").joinpath("search.json").read_text(encoding="utf-8"))["trials"]
 WINNER = max((trial for trial in TRIALS if not trial["pruned"]), key=lambda trial: trial["f1"])
@@ -35,30 +35,30 @@ EXPERIMENTS = {
 }
 
 
-def groups(experiment: str, raw: DatasetDict, args: helpers.Arguments) -> Iterator[tuple[str, DatasetDict, dict, list]]:
-    """Yield what the runs of an experiment are repeated for: name, data, options of all settings, test articles."""
-    if experiment == "rare labels":
-        for topic in raw["train"].features["label"].names:
-            rows = {name: keep_few(split, topic, args.training.seed) for name, split in raw.items()}
-            data = {name: select_topic(split, topic, rows[name]) for name, split in raw.items()}
-            yield topic, DatasetDict(data), {"num_train_epochs": 0.6}, rows["test"]
-    else:
-        for seed in SEEDS:
-            yield f"seed {seed}", raw, {"seed": seed}, np.arange(raw["test"].num_rows)
+def groups(experiment: str, raw: DatasetDict, seeds: list[int]) -> Iterator[tuple[str, int, DatasetDict, np.ndarray]]:
+    """Yield what the runs of an experiment are repeated for: name, seed, data, numbers of their test examples."""
+    for seed in seeds:
+        if experiment == "rare labels":
+            for label in raw["train"].features["label"].names:
+                rows = {name: keep_few(split, label, seed) for name, split in raw.items()}
+                data = {name: select_label(split, label, rows[name]) for name, split in raw.items()}
+                yield f"{label}, seed {seed}", seed, DatasetDict(data), rows["test"]
+        else:
+            yield f"seed {seed}", seed, raw, np.arange(raw["test"].num_rows)
 
 
-def keep_few(split: Dataset, topic: str, seed: int) -> np.ndarray:
-    """Return the numbers of the articles of other topics, and of as many of ``topic`` as make `RARE` of the whole."""
-    is_own = np.array(split["label"][:]) == split.features["label"].str2int(topic)
+def keep_few(split: Dataset, label: str, seed: int) -> np.ndarray:
+    """Return the numbers of the examples of other labels, and of as many of ``label`` as make `RARE` of the whole."""
+    is_own = np.array(split["label"][:]) == split.features["label"].str2int(label)
     own, others = np.flatnonzero(is_own), np.flatnonzero(~is_own)
     few = np.random.default_rng(seed).permutation(own)[: round(len(others) * RARE / (1 - RARE))]
     return np.sort(np.concatenate([few, others]))
 
 
-def select_topic(split: Dataset, topic: str, rows: np.ndarray) -> Dataset:
-    """Return these articles; those of other topics are labeled ``others``."""
+def select_label(split: Dataset, label: str, rows: np.ndarray) -> Dataset:
+    """Return these examples; those of other labels are labeled ``others``."""
     names = np.array(split.features["label"].names)[split["label"][:]][rows]
-    labels = np.where(names == topic, topic, "others").tolist()
+    labels = np.where(names == label, label, "others").tolist()
     return split.select(rows).remove_columns("label").add_column("label", labels)
 
 
@@ -73,7 +73,7 @@ def predict_labels(raw: DatasetDict, args: helpers.Arguments) -> tuple[np.ndarra
 
 
 def f1(labels: np.ndarray, references: np.ndarray, weights: np.ndarray, label: int) -> np.ndarray:
-    """Return the F1 of a label, shape (resamples,), where each article counts ``weights``, (resamples, articles)."""
+    """Return the F1 of a label, shape (resamples,), where each example counts ``weights``, (resamples, examples)."""
     hits = weights @ ((labels == label) & (references == label))
     return 2 * hits / np.maximum(weights @ ((labels == label) + 1 * (references == label)), 1)
 
@@ -97,7 +97,7 @@ METRICS = {"rare labels": rare_f1, "long texts": accuracy, "search": macro_f1}
 
 
 def draw_weights(count: int) -> np.ndarray:
-    """Return how often each test article is drawn, shape (1 + resamples, count): at first each of them once."""
+    """Return how often each test example is drawn, shape (1 + resamples, count): at first each of them once."""
     drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
     return np.concatenate([np.ones((1, count), int), drawn])
 
@@ -108,12 +108,13 @@ def describe(values: np.ndarray, sign: str = "") -> str:
     return f"{values[0]:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
-def measure(experiment: str, args: helpers.Arguments) -> dict:
+def measure(experiment: str, seeds: list[int], args: helpers.Arguments) -> dict:
     """Run an experiment, print its table and return it with the scores of each group."""
-    settings, metric, scores, raw = EXPERIMENTS[experiment], METRICS[experiment], {}, helpers.load_bbc_news()
+    settings, metric, scores = EXPERIMENTS[experiment], METRICS[experiment], {}
+    raw = helpers.load_splits(args.replace(max_train_samples=None, max_eval_samples=None))
     weights = draw_weights(raw["test"].num_rows)  # the same for all settings and groups
-    for group, data, options, rows in groups(experiment, raw, args):
-        found = [predict_labels(data, args.replace(**options | changes)) for changes in settings.values()]
+    for group, seed, data, rows in groups(experiment, raw, seeds):
+        found = [predict_labels(data, args.replace(seed=seed, **changes)) for changes in settings.values()]
         scores[group] = [metric(labels, references, weights[:, rows]) for labels, references in found]
         print(f"{experiment}, {group}: {[round(float(of_setting[0]), 3) for of_setting in scores[group]]}", flush=True)
     means, first = np.mean([*scores.values()], axis=0), next(iter(settings))
@@ -132,12 +133,13 @@ def main() -> None:
     """Parse the options, run the experiments and keep what they show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiments", nargs="+", choices=[*EXPERIMENTS], default=[*EXPERIMENTS])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[42, 43, 44])
     parser.add_argument("--output_file", type=Path, help="JSON file for the results, beside those that it has")
-    options = parser.parse_args()
-    args = helpers.parse_arguments("--profile offline")
+    options, words = parser.parse_known_args()
+    args = helpers.parse_arguments(["--profile", "offline", *words])
     helpers.keep_output_clean()
     for experiment in options.experiments:
-        found = measure(experiment, args)
+        found = measure(experiment, options.seeds, args)
         if options.output_file:
             file = options.output_file
             content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

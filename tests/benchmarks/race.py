@@ -3,9 +3,9 @@
     python -m tests.benchmarks.race --output_file race.png --model_name_or_path MODEL --dataset_name DATA
 
 What is not named here is an option of the notebook (``LFT_ARGS``). A recipe's learning rate is the best of several on
-the validation rows, in one run each; this package keeps its default. Then each recipe
-is a process of its own, they take turns, and the test rows are evaluated at several points of the training, while the
-clock stands still.
+the validation rows, in one run each, or of an earlier race; this package keeps its default. Then each recipe is a
+process of its own, they take turns, and the test rows are evaluated at several points of the training, while the clock
+stands still.
 """
 
 import argparse
@@ -83,12 +83,12 @@ def run_recipe(name: str, common: dict, python: str, **settings) -> dict:
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def choose_rates(names: list[str], common: dict, pythons: dict[str, str], seed: int) -> tuple[dict, dict]:
-    """Return the best learning rate of each function in ``racer.py`` by validation accuracy, and all that was tried."""
-    best, tried = {}, {}
+def try_rates(names: list[str], common: dict, pythons: dict[str, str], seed: int) -> dict[str, dict[str, float]]:
+    """Return the validation accuracy that each function in ``racer.py`` reaches with each of its learning rates."""
+    tried = {}
     for name in names:
         recipe, _, rates = RECIPES[name]
-        if len(rates) > 1 and recipe not in best:
+        if len(rates) > 1 and recipe not in tried:
             short = {
                 "bf16": common["has_bf16"],
                 "points": 1,
@@ -96,10 +96,9 @@ def choose_rates(names: list[str], common: dict, pythons: dict[str, str], seed: 
                 "seed": seed,
             }
             runs = [run_recipe(name, common, pythons[recipe], learning_rate=rate, **short) for rate in rates]
-            tried[recipe] = {run["learning_rate"]: run["curve"][-1][1] for run in runs}
-            best[recipe] = max(tried[recipe], key=tried[recipe].get)
+            tried[recipe] = {str(run["learning_rate"]): run["curve"][-1][1] for run in runs}
             print(f"{recipe}: {tried[recipe]}", file=sys.stderr, flush=True)
-    return best, tried
+    return tried
 
 
 def mean_curve(runs: list[dict]) -> np.ndarray:
@@ -157,7 +156,9 @@ def race(options: argparse.Namespace, args: helpers.Arguments) -> tuple[dict, di
     content = {"environment": helpers.describe_environment().to_dict(), "runs": {name: [] for name in names}}
     with tempfile.TemporaryDirectory() as folder:
         common = write_rows(args, folder)
-        best, content["validation"] = choose_rates(names, common, pythons, options.seeds[0])
+        earlier = options.rates_from and json.loads(options.rates_from.read_text())["validation"]
+        content["validation"] = earlier or try_rates(names, common, pythons, options.seeds[0])
+        best = {recipe: float(max(tried, key=tried.get)) for recipe, tried in content["validation"].items()}
         for seed in options.seeds:
             for name in names:
                 if seed == options.seeds[0] or name.startswith(REPEATED):
@@ -176,6 +177,7 @@ def main() -> None:
     parser.add_argument("--output_file", type=Path, default=Path("race.png"), help="the figure; JSON goes beside it")
     parser.add_argument("--points", type=int, default=10, help="evaluations on the way")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
+    parser.add_argument("--rates_from", type=Path, help="JSON of an earlier race, whose learning rates are taken")
     parser.add_argument("--adapters_python", help="python with AdapterHub's adapters (default: without that recipe)")
     options, rest = parser.parse_known_args()
     args = helpers.parse_arguments(shlex.join(rest), num_train_epochs=1, max_train_samples=2_000)

@@ -52,9 +52,11 @@ class Clock(TrainerCallback):
     def __init__(self, settings: dict, rows: Dataset):
         self.settings, self.batches, self.seconds, self.curve = settings, batches(rows, settings["pad"]), 0.0, []
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
+    def on_train_begin(self, args, state, control, model, **kwargs) -> None:
         points = self.settings["points"]
         self.steps = {round(state.max_steps * (number + 1) / points): number + 1 == points for number in range(points)}
+        if self.seconds:  # a head was fitted before
+            self.curve.append((self.seconds, self.accuracy(model, self.settings["has_bf16"])))
         self.start = time.perf_counter()
 
     def on_step_end(self, args, state, control, model, **kwargs) -> None:
