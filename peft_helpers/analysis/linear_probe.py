@@ -11,14 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from peft_helpers.arguments import Arguments
-from peft_helpers.batches import (
-    EVALUATION_SHARE,
-    batch_by_tokens,
-    count_steps,
-    examples_per_update,
-    find_first,
-    longest_first,
-)
+from peft_helpers.batches import EVALUATION_SHARE, batch_by_tokens, count_steps, examples_per_update, longest_first
 from peft_helpers.distributed import hold_in_bfloat16, move_to_device
 
 SHORT_RUN = 100  # steps; the benchmarks' page has a race of 63
@@ -71,7 +64,7 @@ def mean_hidden_states(
     Of a text in several chunks it is their mean.
     """
     means = _read_states(model, model.base_model, tokenizer, dataset, args, lambda states: states.mean(0))
-    starts = np.flatnonzero(find_first(dataset))
+    starts = np.flatnonzero(dataset["is_first"])
     chunks = np.diff(starts, append=dataset.num_rows)
     return np.add.reduceat(means, starts) / chunks[:, None]
 
