@@ -72,12 +72,11 @@ def calibrate(output: EvalPrediction | None, tune_threshold: bool = False) -> Ca
 def fit_temperature(output: EvalPrediction) -> float:
     """Return the temperature, from `LOWEST` to `HIGHEST`, of the least cross-entropy (Guo et al. 2017)."""
 
-    def cross_entropy(log_temperature: float) -> float:
-        logs = log_softmax(output.predictions / np.exp(log_temperature), axis=-1)
+    def cross_entropy(temperature: float) -> float:
+        logs = log_softmax(output.predictions / temperature, axis=-1)
         return -np.take_along_axis(logs, output.label_ids[:, None], axis=-1).mean(dtype=float)
 
-    found = minimize_scalar(cross_entropy, bounds=np.log([LOWEST, HIGHEST]), method="bounded").x
-    return float(np.clip(np.exp(found), LOWEST, HIGHEST))
+    return float(minimize_scalar(cross_entropy, bounds=(LOWEST, HIGHEST), method="bounded").x)
 
 
 def rarer_label(label_ids: np.ndarray) -> int:
