@@ -1,7 +1,6 @@
 """What the hidden states of a model tell before it is trained: features, and a head for the training to start from."""
 
 from collections.abc import Callable
-from inspect import signature
 
 import numpy as np
 import torch
@@ -76,9 +75,7 @@ def _read_states(
 ) -> np.ndarray:  # fmt: skip
     """Return ``pool`` of the states of each example, without padding, that come out of the model or into the head."""
     order, found, collate = longest_first(dataset), [], DataCollatorWithPadding(tokenizer)
-    known = signature(getattr(model, "get_base_model", lambda: model)().forward).parameters  # token_type_ids, perhaps
-    rows = dataset.select_columns([name for name in dataset.column_names if name in known and name != "labels"])
-    rows = rows.select(order)
+    rows = dataset.remove_columns(["labels", "length", "is_first"]).select(order)
     lengths = np.array(dataset["length"][:])[order].tolist()
     remaining = iter(lengths)
 
