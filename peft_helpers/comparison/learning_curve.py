@@ -14,7 +14,7 @@ from peft_helpers.arguments import Arguments
 from peft_helpers.batches import count_steps, format_seconds
 from peft_helpers.comparison.baselines import BASELINES
 from peft_helpers.comparison.runner import Prepared, check_comparison, find_or_run, find_result, prepare, time_method
-from peft_helpers.comparison.tables import read_results, summarize_methods
+from peft_helpers.comparison.tables import summarize_methods
 from peft_helpers.data import take_stratified
 
 LORA = "lora-all-linear"
@@ -24,7 +24,7 @@ COMPARED = (LORA, "full", "head-only", FROZEN, CLASSICAL)
 def measure_learning_curve(dataset: DatasetDict, args: Arguments) -> tuple[list[dict], np.ndarray]:
     """Run `COMPARED` on ``train_sizes`` examples; return the results and the true labels of the test examples.
 
-    Results are as in `compare_methods`, and are kept and found like them; each also has its number of ``examples``.
+    Results are as in `compare_methods`, and are kept and found like them.
     Each of ``comparison_seeds`` seeds draws a head and stratified samples, the smaller within the larger. Every method
     is trained for ``num_train_epochs`` passes, but for ``comparison_steps`` steps at least: a few passes over a few
     examples change too little (Zhang et al. 2021, arXiv 2006.05987). ``comparison_minutes`` does not count.
@@ -34,15 +34,11 @@ def measure_learning_curve(dataset: DatasetDict, args: Arguments) -> tuple[list[
     """
     check_comparison(args)
     sizes = choose_sizes(dataset["train"].num_rows, args)
-    read_results(args.comparison.comparison_file)
     seeds = range(args.training.seed, args.training.seed + args.comparison.comparison_seeds)
     samples = [_take_sample(dataset, args.replace(seed=seed), size) for seed in seeds for size in sizes]
     runs = [(name, args, data) for args, data in samples for name in COMPARED]
     _tell_time(runs)
-    sizes = [{"examples": data.dataset["train"].num_rows} for _, _, data in runs]
-    return [row | size for row, size in zip(find_or_run(runs), sizes, strict=True)], np.array(
-        dataset["test"]["label"][:]
-    )
+    return find_or_run(runs), np.array(dataset["test"]["label"][:])
 
 
 def choose_sizes(examples: int, args: Arguments) -> list[int]:
@@ -51,8 +47,7 @@ def choose_sizes(examples: int, args: Arguments) -> list[int]:
     sizes = sorted({*(args.comparison.train_sizes or [*powers, examples])})
     if not 2 <= sizes[0] <= sizes[-1] <= examples:
         raise ValueError(
-            f"train_sizes is {sizes}; expected from 2 to the {examples:,} training examples that there are. Name "
-            "smaller ones, or take more examples (--max_train_samples)."
+            f"train_sizes is {sizes}; expected from 2 to the {examples:,} training examples (see --max_train_samples)."
         )
     return sizes
 

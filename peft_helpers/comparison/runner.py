@@ -2,8 +2,6 @@
 
 import ctypes
 import gc
-import hashlib
-import json
 import tempfile
 import threading
 import time
@@ -16,6 +14,7 @@ import numpy as np
 import psutil
 import torch
 from datasets import DatasetDict
+from datasets.fingerprint import Hasher
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
@@ -25,12 +24,10 @@ from peft_helpers.analysis.linear_probe import SHORT_RUN, STRENGTH, fit_head
 from peft_helpers.analysis.report import describe_environment
 from peft_helpers.arguments import Arguments
 from peft_helpers.batches import EVALUATION_SHARE, LengthTrainer, StepTimer, examples_per_update
-from peft_helpers.columns import join_texts
 from peft_helpers.comparison.baselines import BASELINES, plan_baselines, run_baseline, score_predictions
 from peft_helpers.comparison.budget import fit_to_budget
-from peft_helpers.comparison.methods import adapt_model, find_method, learning_rate, plan_comparison
-from peft_helpers.comparison.tables import describe_result, read_results, write_results
-from peft_helpers.data import hash_texts
+from peft_helpers.comparison.methods import METHODS, adapt_model, find_method, learning_rate, plan_comparison
+from peft_helpers.comparison.tables import read_results, write_results
 from peft_helpers.distributed import process_state
 from peft_helpers.metrics import assert_same_predictions
 from peft_helpers.modeling import check_model, load_model
@@ -64,11 +61,10 @@ def prepare(dataset: DatasetDict, args: Arguments) -> Prepared:
     """Return what runs on ``dataset`` share."""
     name, length, chunks = args.model.model_name_or_path, args.data.max_length, args.data.average_chunks
     tokenizer = AutoTokenizer.from_pretrained(name, model_max_length=length, average_chunks=chunks)
-    label_names, digest = dataset["train"].features["label"].names, hashlib.sha256()
+    label_names = dataset["train"].features["label"].names
     load_model(args, tokenizer, CLASSIFICATION, label_names)  # sets up padding; what it downloads is not timed later
-    for split in dataset.values():
-        digest.update(hash_texts(join_texts(split[:])).tobytes() + np.array(split["label"][:]).tobytes())
-    return Prepared(tokenize_splits(dataset, tokenizer), tokenizer, label_names, dataset, digest.hexdigest())
+    digest = Hasher.hash([split[:] for split in dataset.values()])
+    return Prepared(tokenize_splits(dataset, tokenizer), tokenizer, label_names, dataset, digest)
 
 
 def compare_methods(dataset: DatasetDict, args: Arguments) -> tuple[list[dict], np.ndarray]:
@@ -93,35 +89,35 @@ def find_or_run(runs: list[tuple[str, Arguments, Prepared]]) -> list[dict]:
     """Return the result of each run, from ``comparison_file`` if it is there, and print it as soon as it is."""
     results = []
     for number, (name, args, data) in enumerate(runs, 1):
-        row = find_result(name, args, data)
-        source = f" (from {args.comparison.comparison_file})" if row else ""
-        results.append(row or _run_and_keep(name, args, data))
-        examples = f"{data.dataset['train'].num_rows:,} training examples"
-        print(f"{number} of {len(runs)}, {examples}: {describe_result(results[-1])}{source}", flush=True)
+        found = find_result(name, args, data)
+        row = found or _run_and_keep(name, args, data)
+        outcome = f"failed, {row['error']}"
+        if row["error"] is None:
+            outcome = f"accuracy {row['accuracy']:.3f}, macro F1 {row['f1']:.3f}, {row['train_seconds']:.0f} s"
+        source = f" (from {args.comparison.comparison_file})" if found else ""
+        progress = f"{number} of {len(runs)}, {row['examples']:,} training examples"
+        print(f"{progress}: {name}, seed {row['seed']}: {outcome}{source}", flush=True)
+        results.append(row)
     return results
 
 
-def fingerprint(settings: list, args: Arguments, data: Prepared) -> str:
-    """Return a SHA-256 of ``settings`` and of what every result depends on: recipe, versions, device and examples."""
-    settings = [settings, STRENGTH, SHORT_RUN, describe_recipe(args), data.label_names, data.digest]
-    settings.append(describe_environment().to_dict())
-    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-
-
-def _fingerprint(name: str, args: Arguments, data: Prepared) -> str:
-    of_training = [] if name in BASELINES else [args.comparison.comparison_steps, learning_rate(name, args)]
-    return fingerprint([name, *of_training], args, data)
+def fingerprint(name: str, args: Arguments, data: Prepared) -> str:
+    """Return a hash of what the result of a run depends on: its name, recipe, versions, device and examples."""
+    settings = [name, describe_recipe(args), describe_environment().to_dict(), data.label_names, data.digest]
+    if name in METHODS:
+        settings += [args.comparison.comparison_steps, learning_rate(name, args)]
+    return Hasher.hash([*settings, STRENGTH, SHORT_RUN])
 
 
 def find_result(name: str, args: Arguments, data: Prepared) -> dict | None:
     """Return what ``comparison_file`` has for the same run, if it did not fail."""
-    wanted, kept = _fingerprint(name, args, data), read_results(args.comparison.comparison_file)
+    wanted, kept = fingerprint(name, args, data), read_results(args.comparison.comparison_file)
     return next((row for row in kept if row["fingerprint"] == wanted and row["error"] is None), None)
 
 
 def _run_and_keep(name: str, args: Arguments, data: Prepared) -> dict:
-    row = {"method": name, "seed": args.training.seed, "error": None, "fingerprint": _fingerprint(name, args, data)}
-    row["environment"] = describe_environment().to_dict()
+    row = {"method": name, "seed": args.training.seed, "error": None, "fingerprint": fingerprint(name, args, data)}
+    row |= {"examples": data.dataset["train"].num_rows, "environment": describe_environment().to_dict()}
     try:
         if name in BASELINES:
             row |= run_baseline(name, data.dataset, data.tokenizer, args)

@@ -114,7 +114,7 @@ def _find_place(data: Prepared, args: Arguments) -> dict[str, object]:
     folder = Path(args.training.output_dir).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     file = optuna.storages.journal.JournalFileBackend(str(folder / "trials.jsonl"))
-    name = fingerprint([optuna.__version__], args, data)
+    name = fingerprint(f"search with Optuna {optuna.__version__}", args, data)
     storage = optuna.storages.JournalStorage(file)
     return {"storage": storage, "study_name": name, "load_if_exists": True, "direction": "maximize"}
 

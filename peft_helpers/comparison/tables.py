@@ -79,11 +79,3 @@ def compare_methods_to(baseline: str, results: list[dict], references: np.ndarra
         difference: {name: format_score(row["f1"], row["f1_interval"], "+") for name, row in rows.items()},
         "McNemar's exact test": {name: format_p_value(row["mcnemar_p_value"]) for name, row in rows.items()},
     })  # fmt: skip
-
-
-def describe_result(row: dict) -> str:
-    """Return one result of `compare_methods` as a line of text."""
-    result = f"failed, {row['error']}"
-    if row["error"] is None:
-        result = f"accuracy {row['accuracy']:.3f}, macro F1 {row['f1']:.3f}, {row['train_seconds']:.0f} s"
-    return f"{row['method']}, seed {row['seed']}: {result}"
