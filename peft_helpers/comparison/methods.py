@@ -50,8 +50,7 @@ def plan_comparison(args: Arguments) -> list[tuple[str, int]]:
     names = list(METHODS) if names == ["all"] else [] if names == ["none"] else names
     for name in names:
         find_method(name)
-    if names:
-        read_results(args.comparison.comparison_file)
+    read_results(args.comparison.comparison_file)
     seeds = range(args.training.seed, args.training.seed + args.comparison.comparison_seeds)
     return [(name, seed) for name in names for seed in (seeds if name in REPEATED else seeds[:1])]
 
@@ -70,9 +69,9 @@ def learning_rate(name: str, args: Arguments) -> float:
 
 
 def _lora(args: Arguments, model: PreTrainedModel, **options) -> peft.LoraConfig:
-    # PEFT chooses the layers for the architecture, in GPT-2 c_attn.
-    is_known = model.config.model_type in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-    arguments = lora_arguments(args.lora, model) | {"target_modules": None if is_known else "all-linear"} | options
+    # The layers that PEFT chooses for the architecture, in GPT-2 c_attn.
+    layers = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type, "all-linear")
+    arguments = lora_arguments(args.lora, model) | {"target_modules": layers} | options
     # Every rank scales its update alike.
     return peft.LoraConfig(**arguments | {"lora_alpha": args.lora.lora_alpha * arguments["r"] / args.lora.lora_r})
 

@@ -6,7 +6,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -34,7 +33,6 @@ from peft_helpers.modeling import check_model, load_model
 from peft_helpers.tokenization import tokenize_splits
 from peft_helpers.training import CLASSIFICATION, NO_EVALUATION, predict
 
-TIMED_STEPS = 6  # of each method, before the comparison
 RELOADED = 64  # test examples that a reloaded adapter has to predict alike
 INTERVAL = 0.01  # seconds between two looks at the memory: a training step takes longer
 
@@ -130,10 +128,10 @@ def _run_and_keep(name: str, args: Arguments, data: Prepared) -> dict:
 
 
 def time_method(name: str, args: Arguments, data: Prepared) -> tuple[float, float]:
-    """Return the seconds that a run of the method takes without its steps, and those of a step."""
+    """Return the seconds that a run of the method takes without its steps, and those of a step (six are tried)."""
     start = time.perf_counter()
     with suppress(Exception), tempfile.TemporaryDirectory() as folder:  # what fails here fails again in its run
-        model, args = _adapt(name, args.replace(comparison_steps=TIMED_STEPS), data)
+        model, args = _adapt(name, args.replace(comparison_steps=6), data)
         load = time.perf_counter() - start
         trainer, timer = _make_trainer(model, args, data, folder), StepTimer()
         trainer.add_callback(timer)
@@ -214,14 +212,13 @@ def watch_memory() -> Iterator[list[int]]:
     def watch() -> None:
         while not is_done.wait(INTERVAL):
             readings.append(_memory_in_use())
-        readings.append(_memory_in_use())
 
-    with ThreadPoolExecutor() as threads:
-        threads.submit(watch)
-        try:
-            yield readings
-        finally:
-            is_done.set()
+    threading.Thread(target=watch).start()
+    try:
+        yield readings
+    finally:
+        is_done.set()
+        readings.append(_memory_in_use())
 
 
 def _memory_in_use() -> int:

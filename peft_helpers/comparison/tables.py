@@ -20,8 +20,8 @@ def read_results(results_file: str | Path) -> list[dict]:
         are_results = False
     if not are_results or not path.parent.is_dir():
         raise ValueError(
-            f"comparison_file is {str(path)!r}; expected a file with a result of the comparison in each line, or none "
-            "yet, in a folder that exists. Name another --comparison_file. Nothing was changed."
+            f"comparison_file is {str(path)!r}; expected a file with a result of the comparison in each line, or a new "
+            "one in a folder that exists. Name another --comparison_file."
         )
     return results
 
