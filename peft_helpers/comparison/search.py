@@ -50,7 +50,12 @@ def search_hyperparameters(dataset: DatasetDict, args: Arguments) -> "optuna.Stu
         raise ValueError(f"A search needs validation examples; there are none in the splits {list(dataset)}.")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     data, total = prepare(dataset, args), args.comparison.search_trials
-    place = _find_place(data, args)
+    output_dir = Path(args.training.output_dir).resolve()
+    output_dir.mkdir(parents=True, exist_ok=True)
+    file = optuna.storages.journal.JournalFileBackend(str(output_dir / "trials.jsonl"))
+    storage = optuna.storages.JournalStorage(file)
+    name = fingerprint(f"search with Optuna {optuna.__version__}", args, data)
+    place = {"storage": storage, "study_name": name, "load_if_exists": True, "direction": "maximize"}
     study = optuna.create_study(**place)
     with tempfile.TemporaryDirectory() as folder:
         trainer = _make_trainer(data, args.replace(output_dir=folder, tune_threshold=False, **NO_CHECKPOINTS))
@@ -107,16 +112,6 @@ def suggest(trial: "optuna.Trial", args: Arguments) -> dict[str, object]:
     for name, factor in ranges.items():
         trial.suggest_float(name, given[name] / factor, given[name] * factor, log=True)
     return trial.params
-
-
-def _find_place(data: Prepared, args: Arguments) -> dict[str, object]:
-    """Return the file that Optuna keeps trials in, and the name of those that depend on the same."""
-    folder = Path(args.training.output_dir).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    file = optuna.storages.journal.JournalFileBackend(str(folder / "trials.jsonl"))
-    name = fingerprint(f"search with Optuna {optuna.__version__}", args, data)
-    storage = optuna.storages.JournalStorage(file)
-    return {"storage": storage, "study_name": name, "load_if_exists": True, "direction": "maximize"}
 
 
 def _run_trial(trainer: LengthTrainer, place: dict[str, object], seed: int) -> None:
