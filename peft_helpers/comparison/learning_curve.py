@@ -47,7 +47,8 @@ def choose_sizes(examples: int, args: Arguments) -> list[int]:
     sizes = sorted({*(args.comparison.train_sizes or [*powers, examples])})
     if not 2 <= sizes[0] <= sizes[-1] <= examples:
         raise ValueError(
-            f"train_sizes is {sizes}; expected from 2 to the {examples:,} training examples (see --max_train_samples)."
+            f"train_sizes is {sizes}; expected from 2 to the {examples:,} training examples that there are. Name "
+            "smaller ones, or take more examples (--max_train_samples)."
         )
     return sizes
 
