@@ -4,10 +4,8 @@ import csv
 import glob
 import gzip
 import re
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 
 import pandas as pd
@@ -24,14 +22,17 @@ from peft_helpers.tokenization import Text
 # "NA" and "null" are texts or labels like any other, and no column is an index where every line ends in a delimiter.
 _CSV = {"keep_default_na": False, "index_col": False}
 # A tab-separated file has no quoting (IANA text/tab-separated-values; GLUE's files): a quote is a character.
-_OPTIONS = {".csv": _CSV, ".tsv": _CSV | {"sep": "\t", "quoting": csv.QUOTE_NONE}}
+_TSV = _CSV | {"sep": "\t", "quoting": csv.QUOTE_NONE}
+_JSON = {"encoding": "utf-8-sig"}  # with its default, the loader takes what is not UTF-8
+_OPTIONS = {".csv": _CSV, ".tsv": _TSV, ".json": _JSON, ".jsonl": _JSON, ".parquet": {}}
 _BUILDERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 _EXPECTED = {
-    "csv": "UTF-8, a header with a name of its own for each column, at least one row, and as many fields in each line, "
-    "with commas (in a tsv: tabs) between them; in a csv, put quotes around a field with a comma, quote or line break",
+    "csv": "UTF-8 (`iconv -f WINDOWS-1252 -t UTF-8` converts), a header with a name of its own for each column, at "
+    "least one row, as many fields in each line, commas (in a tsv: tabs) between them, and (in a csv) quotes around a "
+    "field with a comma, quote or line break",
     "json": 'UTF-8, at least one row, an object a line, {"text": "...", "label": "..."}, or one list of such objects',
     "parquet": "a whole parquet file with at least one row, not gzipped",
-    "text": "a text file in UTF-8",
+    "text": "a text file in UTF-8 (`iconv -f WINDOWS-1252 -t UTF-8` converts)",
 }
 
 
@@ -57,21 +58,22 @@ def dataset_arguments(data: DataArguments) -> dict:
 
     Raises:
         FileNotFoundError: the name looks like a path and there is no such file, or the folder has no data file.
-        ValueError: a file cannot be read, or the files are of several kinds.
+        ValueError: the header of a csv or tsv is none, or the files are of several kinds.
     """
     files = _find_files(data.dataset_name)
     if not files:
         return {"path": data.dataset_name, "name": data.dataset_config_name, "streaming": data.streaming}
-    if len({extension(file) for file in files}) > 1:
+    kind, *others = {extension(file) for file in files}
+    if others:
         raise ValueError(f"The files {[file.name for file in files]} are of several kinds; keep one of them.")
-    features = [_check_file(file, data.streaming) for file in files]
     splits = {}
     for file in files:  # train-00000-of-00002.parquet is a part of train
         name = re.match(r"[a-z]*", file.name.lower())[0] if Path(data.dataset_name).is_dir() else "train"
         # The loader would take a bracket in a name for a pattern.
         splits.setdefault(SPLIT_NAMES.get(name, name), []).append(glob.escape(str(file)))
-    kind, options = extension(files[0]), {"features": features[0], "streaming": data.streaming}
-    return {"path": _BUILDERS[kind], "data_files": splits} | options | _OPTIONS.get(kind, {})
+    features = _read_header(files[0]) if _BUILDERS[kind] == "csv" else None
+    arguments = {"path": _BUILDERS[kind], "data_files": splits, "features": features, "streaming": data.streaming}
+    return arguments | _OPTIONS[kind]
 
 
 def _find_files(dataset_name: str) -> list[Path]:
@@ -104,40 +106,23 @@ def _explain_errors(*files: Path) -> Iterator[None]:
         raise ValueError(f"{', '.join(map(str, files))} cannot be read: {reason}. Expected {expected}.") from error
 
 
-def _check_file(file: Path, streaming: bool) -> Features | None:
-    """Return the columns of a csv or tsv, which are strings."""
-    builder = _BUILDERS[extension(file)]
-    if builder == "parquet":
-        return None
-    lines = read_lines(file)
-    begin = "\n".join(islice(lines, 10))
-    if not streaming:
-        deque(lines, maxlen=0)  # to the end: the loader may take what is not UTF-8, and does not name the line
-    with _explain_errors(file):
-        if builder == "json" and re.match(r"\s*\[?\s*null\b", begin):
-            raise ValueError("it begins with null")  # pyarrow 26 would end the process (segmentation fault)
-        return _read_header(file) if builder == "csv" else None
-
-
 def _read_header(file: Path) -> Features:
-    rows = pd.read_csv(file, header=None, nrows=2, dtype=str, **_OPTIONS[extension(file)])
-    names = rows.iloc[0].tolist()
-    is_one_field = len(names) == 1 and re.search(r"[;\t|,]", names[0])
-    has_number = any(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in names)
-    if len(rows) < 2 or is_one_field or has_number or len(set(names)) < len(names):
-        raise ValueError(f"its header is {names}{', without rows' if len(rows) < 2 else ''}")
+    """Return the columns of a csv or tsv, which are strings."""
+    with _explain_errors(file):
+        rows = pd.read_csv(file, header=None, nrows=2, dtype=str, **_OPTIONS[extension(file)])
+        names = rows.iloc[0].tolist()
+        is_one_field = len(names) == 1 and re.search(r"[;\t|,]", names[0])
+        has_number = any(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in names)
+        if is_one_field or has_number or len(set(names)) < len(names):
+            raise ValueError(f"its header is {names}")
     return Features({name or f"Unnamed: {number}": Value("string") for number, name in enumerate(names)})  # as pandas
 
 
-def read_lines(file: Path) -> Iterator[str]:
-    """Yield the lines of a text file, gzipped or not; a ``ValueError`` has the line that is not UTF-8."""
-    with _explain_errors(file), (gzip.open if file.suffix == ".gz" else open)(file, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                yield line.decode("utf-8-sig").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                found = f"line {number} has the byte 0x{line[error.start]:02x}, which is not UTF-8"
-                raise ValueError(f"{found}; convert it with `iconv -f WINDOWS-1252 -t UTF-8`, or from UTF-16") from None
+def read_lines(file: Path) -> list[str]:
+    """Return the lines of a text file, gzipped or not."""
+    open_file = gzip.open if file.suffix == ".gz" else open
+    with _explain_errors(file), open_file(file, "rt", encoding="utf-8-sig") as lines:
+        return [line.rstrip("\n") for line in lines]
 
 
 def load_labelled_examples(
@@ -165,7 +150,7 @@ def load_texts(file: str | Path, text_column: str | None = None, pair_column: st
         rows, data = _load_file(file), DataArguments(text_column=text_column, text_pair_column=pair_column)
         columns = [[text or "" for text in rows[name]] for name in find_text_columns(rows, data)]
         return list(zip(*columns, strict=True)) if pair_column else columns[0]
-    if not (lines := list(read_lines(Path(file)))):
+    if not (lines := read_lines(Path(file))):
         raise ValueError(f"{file} is empty; expected at least one text.")
     return lines
 
