@@ -2,12 +2,11 @@
 
 import re
 
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff, httpx
+from huggingface_hub.utils import httpx
 
 TIMEOUT = 10.0  # seconds that the Hub may be silent
-RETRIES = 3  # after 1, 2 and 4 seconds, or after as long as the Hub says
 
 
 class NotOnHubError(ConnectionError):
@@ -20,10 +19,10 @@ def explain_availability(
     """Return whether all that is named is available, and the reason as half a sentence.
 
     It is unavailable only where the cache lacks it and this machine is offline: it can make no connection to the Hub,
-    or with ``HF_HUB_OFFLINE``. A Hub that is busy or slow is asked again, of which `huggingface_hub` tells on stderr.
+    or with ``HF_HUB_OFFLINE``.
 
     Raises:
-        ConnectionError: the Hub refuses, stays busy or silent, or something else answers in its place; the message says
+        ConnectionError: the Hub refuses, is busy or silent, or something else answers in its place; the message says
             what to do, and names the option ``instead``, which does without. `NotOnHubError` if the answer is 404.
     """
     wanted = [(kind, name) for kind, name in (("model", model_name_or_path), ("dataset", dataset_name)) if name]
@@ -31,10 +30,10 @@ def explain_availability(
     names = " and ".join(name for _, name in missing or wanted)
     for kind, name in missing:
         try:
-            _ask_hub(kind, name)
-        except (httpx.HTTPError, OSError, ValueError) as error:
-            if cause := _offline_cause(error):
-                return False, f"the local Hugging Face cache lacks {names}, and this machine is offline ({cause})"
+            HfApi().repo_info(name, repo_type=kind, timeout=TIMEOUT)
+        except (httpx.HTTPError, OSError, ValueError) as error:  # a ValueError: the login page of a network
+            if _is_offline(error):
+                return False, f"the local Hugging Face cache lacks {names}, and this machine is offline ({error})"
             raise _explain(error, kind, name, instead) from error
     return True, f"the {'Hugging Face Hub serves' if missing else 'local Hugging Face cache holds'} {names}"
 
@@ -49,23 +48,10 @@ def _is_cached(kind: str, name: str) -> bool:
     return any(folder.glob("**/dataset_info.json"))
 
 
-def _ask_hub(kind: str, name: str) -> None:
-    """Ask for a repository as `HfApi.repo_info` does, which would not ask again."""
-    response = http_backoff(
-        "GET", f"{constants.ENDPOINT}/api/{kind}s/{name}", headers=build_hf_headers(), timeout=TIMEOUT,
-        max_retries=RETRIES, retry_on_exceptions=httpx.TimeoutException,
-    )  # fmt: skip
-    hf_raise_for_status(response)
-    response.json()  # which the login page of a network is not
-
-
-def _offline_cause(error: Exception) -> str | None:
-    """Return why no connection can be made, or None."""
-    if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set"
+def _is_offline(error: Exception) -> bool:
     # Where a certificate is refused, or a connection reset (104), somebody is there.
-    is_offline = isinstance(error, httpx.ConnectError) and re.search(r"\[(Errno (?!104\b)|WinError)", str(error))
-    return str(error) if is_offline else None
+    is_unreachable = isinstance(error, httpx.ConnectError) and re.search(r"\[(Errno (?!104\b)|WinError)", str(error))
+    return isinstance(error, OfflineModeIsEnabled) or bool(is_unreachable)
 
 
 def _explain(error: Exception, kind: str, name: str, instead: str) -> ConnectionError:

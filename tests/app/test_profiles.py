@@ -262,15 +262,13 @@ def test_texts_that_are_named_are_taken_without_asking(args, monkeypatch, capsys
 
 
 @pytest.mark.reliability("fault")
-def test_a_hub_that_does_not_serve_wikitext_is_an_error(args, hub_server, monkeypatch):
-    monkeypatch.setattr("peft_helpers.sources.hub.RETRIES", 0)
+def test_a_hub_that_does_not_serve_wikitext_is_an_error(args, hub_server):
     hub_server.faults["wikitext"] = lambda handler: handler.refuse(503)
     with pytest.raises(ConnectionError, match=r"503 .* dataset Salesforce/wikitext\. .*`--lm_dataset_name bbc-news`"):
         choose_texts(args)
 
 
-def test_a_mirror_without_wikitext_gives_way_and_says_so(args, hub_server, monkeypatch, capsys):
-    monkeypatch.setattr("peft_helpers.sources.hub.RETRIES", 0)
+def test_a_mirror_without_wikitext_gives_way_and_says_so(args, hub_server, capsys):
     hub_server.faults["wikitext"] = lambda handler: handler.refuse(404)
     assert choose_texts(args).language_modeling.lm_dataset_name == BBC_NEWS
     assert "on bbc-news sports: this Hub has no Salesforce/wikitext." in capsys.readouterr().out
