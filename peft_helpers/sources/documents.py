@@ -54,9 +54,5 @@ def _read_splits(data: DataArguments) -> dict[str, list[str]]:
 
 def join_articles(lines: Iterable[str]) -> list[str]:
     """Join the rows of WikiText, which are lines, to articles; each begins with its title, `` = Title = ``."""
-    articles = [[]]
-    for line in lines:
-        if re.fullmatch(r" = [^=].* = \n?", line):  # those of sections have more equals signs
-            articles.append([])
-        articles[-1].append(line)
-    return ["".join(article) for article in articles]
+    # The titles of sections have more equals signs.
+    return re.split(r"^(?= = [^=].* = $)", "".join(lines), flags=re.MULTILINE)
