@@ -43,7 +43,7 @@ def make_blocks(
         if split.num_rows == 0:
             raise ValueError(
                 f"The documents of {name} make no block of {tokenizer.model_max_length} tokens. Choose a smaller "
-                "--block_size, or use more or longer documents."
+                "--block_size, or use more or longer documents; in a text file a blank line separates them."
             )
         limit = args and (args.data.max_train_samples if name == "train" else args.data.max_eval_samples)
         if limit and limit < split.num_rows:

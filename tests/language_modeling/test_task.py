@@ -264,7 +264,8 @@ def test_there_are_no_more_blocks_than_the_limits_drawn_by_the_seed(args, tokeni
 
 
 @pytest.mark.reliability("bad input")
-def test_documents_shorter_than_a_block_are_an_error_that_says_what_to_do(tokenizer):
-    documents = to_splits(train=["what a sad story " * 10], test=["a story"])
+@pytest.mark.parametrize("texts", [["a story"], []])
+def test_documents_shorter_than_a_block_are_an_error_that_says_what_to_do(texts, tokenizer):
+    documents = to_splits(train=["what a sad story " * 10], test=texts)
     with pytest.raises(ValueError, match=r"of test make no block of 32 tokens.*smaller --block_size"):
         make_blocks(documents, tokenizer)
