@@ -31,9 +31,9 @@ def make_blocks(
     """Return the documents of each split, column ``text``, as blocks of ``tokenizer.model_max_length`` tokens.
 
     Documents are joined, each closed by the end-of-text token, and cut. What is left at the end of every 1,000
-    documents is dropped, so that the mean loss of blocks is that of tokens. The columns are those of
-    `tokenize_dataset`; ``labels`` are the ``input_ids``, since the model shifts them itself. With ``args``, there are
-    at most ``max_train_samples`` blocks to train on and ``max_eval_samples`` in the other splits, drawn by ``seed``.
+    documents is dropped, so that the mean loss of blocks is that of tokens. The columns are ``input_ids``; ``labels``,
+    which are the same, since the model shifts them itself; and ``length``, in tokens. With ``args``, there are at most
+    ``max_train_samples`` blocks to train on and ``max_eval_samples`` in the other splits, drawn by ``seed``.
 
     Raises:
         ValueError: a split makes no block.
@@ -58,8 +58,7 @@ def cut_blocks(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase) -> di
     encoded = tokenizer(batch["text"], add_special_tokens=False, verbose=False)["input_ids"]
     ids = list(chain.from_iterable([*document, tokenizer.eos_token_id] for document in encoded))
     blocks = [ids[start : start + size] for start in range(0, len(ids) - size + 1, size)]
-    attention_mask, length = [[1] * size] * len(blocks), [size] * len(blocks)
-    return {"input_ids": blocks, "attention_mask": attention_mask, "labels": blocks, "length": length}
+    return {"input_ids": blocks, "labels": blocks, "length": [size] * len(blocks)}
 
 
 LANGUAGE_MODELING = Task(

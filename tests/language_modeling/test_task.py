@@ -240,7 +240,6 @@ def test_blocks_hold_the_tokens_of_the_documents_in_order_but_the_remainder(bloc
     assert {len(row) for row in rows} == {block_size}
     assert blocks["labels"][:] == rows
     assert blocks["length"][:] == [block_size] * len(rows)
-    assert blocks["attention_mask"][:] == [[1] * block_size] * len(rows)
 
 
 def test_a_document_may_be_longer_than_the_positions(tokenizer, caplog):
