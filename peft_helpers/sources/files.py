@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import pandas as pd
 from datasets import Dataset, DatasetDict, Features, IterableDatasetDict, Value, load_dataset
@@ -71,6 +72,8 @@ def dataset_arguments(data: DataArguments) -> dict:
         name = re.match(r"[a-z]*", file.name.lower())[0] if Path(data.dataset_name).is_dir() else "train"
         # The loader would take a bracket in a name for a pattern.
         splits.setdefault(SPLIT_NAMES.get(name, name), []).append(glob.escape(str(file)))
+    if _BUILDERS[kind] == "json":
+        _refuse_null(files)
     features = _read_header(files[0]) if _BUILDERS[kind] == "csv" else None
     arguments = {"path": _BUILDERS[kind], "data_files": splits, "features": features, "streaming": data.streaming}
     return arguments | _OPTIONS[kind]
@@ -106,6 +109,17 @@ def _explain_errors(*files: Path) -> Iterator[None]:
         raise ValueError(f"{', '.join(map(str, files))} cannot be read: {reason}. Expected {expected}.") from error
 
 
+def _refuse_null(files: list[Path]) -> None:
+    for file in files:
+        with _explain_errors(file), _open_text(file) as lines:
+            if re.match(r"\s*\[?\s*null\b", lines.read(100)):
+                raise ValueError("it begins with null")  # pyarrow 26 would end the process (segmentation fault)
+
+
+def _open_text(file: Path) -> TextIO:
+    return (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8-sig")
+
+
 def _read_header(file: Path) -> Features:
     """Return the columns of a csv or tsv, which are strings."""
     with _explain_errors(file):
@@ -120,8 +134,7 @@ def _read_header(file: Path) -> Features:
 
 def read_lines(file: Path) -> list[str]:
     """Return the lines of a text file, gzipped or not."""
-    open_file = gzip.open if file.suffix == ".gz" else open
-    with _explain_errors(file), open_file(file, "rt", encoding="utf-8-sig") as lines:
+    with _explain_errors(file), _open_text(file) as lines:
         return [line.rstrip("\n") for line in lines]
 
 
