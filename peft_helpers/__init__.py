@@ -58,12 +58,7 @@ if TYPE_CHECKING:
         compute_metrics,
         fingerprint_parameters,
     )
-    from peft_helpers.modeling import (
-        check_model,
-        lora_arguments,
-        model_arguments,
-        prepare_model,
-    )
+    from peft_helpers.modeling import check_model, lora_arguments, model_arguments, prepare_model
     from peft_helpers.pipeline import load_adapter, load_recipe, reload_arguments, run
     from peft_helpers.sources.bbc_news import load_bbc_news
     from peft_helpers.sources.documents import load_documents
