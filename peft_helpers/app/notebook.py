@@ -4,7 +4,6 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -60,25 +59,18 @@ def keep_output_clean() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-@dataclass
-class OfflineBox:
-    """What replaces what on a machine without network: a frame in a notebook, a line where it is printed."""
-
-    text: str
-
-    def __repr__(self) -> str:
-        return f"Offline: {self.text}"
-
-    def _repr_html_(self) -> str:
-        # A table, since GitHub takes the styles away and leaves a table its lines.
-        content = f"<h3>\u26a0\ufe0f Offline</h3><p>{escape(self.text)}</p>"
-        frame = "border: 4px solid #d9480f; width: 100%; font-size: 1rem"
-        return f'<table style="{frame}"><tr><td style="text-align: left; padding: 0 1em">{content}</td></tr></table>'
-
-
 def warn_offline(wanted: Iterable[str], taken: Iterable[str]) -> None:
     """Show, in a notebook in a box, that this machine is offline and which names replace which."""
+    from IPython import get_ipython
     from IPython.display import display
 
     advice = "It shows whether everything works, not how good the results are; for these, connect to the Hub."
-    display(OfflineBox(f"{' and '.join(taken)} in place of {' and '.join(wanted)}. {advice}"))
+    text = f"{' and '.join(taken)} in place of {' and '.join(wanted)}. {advice}"
+    if get_ipython() is None:
+        print(f"Offline: {text}")
+        return
+    # A table, since GitHub takes the styles away and leaves a table its lines.
+    content = f"<h3>\u26a0\ufe0f Offline</h3><p>{escape(text)}</p>"
+    frame = "border: 4px solid #d9480f; width: 100%; font-size: 1rem"
+    box = f'<table style="{frame}"><tr><td style="text-align: left; padding: 0 1em">{content}</td></tr></table>'
+    display({"text/plain": f"Offline: {text}", "text/html": box}, raw=True)

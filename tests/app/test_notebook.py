@@ -8,7 +8,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from peft_helpers.app import notebook
-from peft_helpers.app.notebook import REQUIREMENTS, OfflineBox, check_requirements
+from peft_helpers.app.notebook import REQUIREMENTS, check_requirements, warn_offline
 
 # The name of a package where it is not that of the module.
 PACKAGES = {"sklearn": "scikit-learn", "IPython": "ipython"}
@@ -70,9 +70,15 @@ def test_the_check_itself_needs_nothing_that_may_be_missing():
     assert not {"torch", "transformers", "peft", "datasets", "numpy", "pandas"} & set(output.split())
 
 
-def test_a_box_is_a_frame_in_a_notebook_and_a_line_elsewhere():
-    box = OfflineBox("a <small> model")
-    assert repr(box) == "Offline: a <small> model"
-    frame = box._repr_html_()
-    assert frame.startswith("<table")
-    assert "Offline</h3><p>a &lt;small&gt; model</p>" in frame
+def test_a_warning_is_a_box_in_a_notebook_and_a_line_elsewhere(monkeypatch, capsys):
+    names, shown = (["<large>", "all"], ["<small>", "some"]), []
+    warn_offline(*names)
+    line = capsys.readouterr().out.removesuffix("\n")
+    assert line.startswith("Offline: <small> and some in place of <large> and all. ")
+    monkeypatch.setattr("IPython.get_ipython", object)
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append((data, raw)))
+    warn_offline(*names)
+    ((data, raw),) = shown
+    assert (data["text/plain"], raw, capsys.readouterr().out) == (line, True, "")
+    assert data["text/html"].startswith("<table")
+    assert "Offline</h3><p>&lt;small&gt; and some in place of &lt;large&gt; and all. " in data["text/html"]
