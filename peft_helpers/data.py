@@ -17,7 +17,7 @@ def prepare_splits(raw: DatasetDict, args: Arguments) -> DatasetDict:
     ``validation`` takes its place. Missing splits are carved, stratified, out of ``train``: a fifth for the test; for
     the validation a tenth, but at most 1,000 rows, and with ``max_train_samples`` a tenth of that, at least 100. A text
     or pair that occurs in several splits is kept in the test rather than the validation, and there rather than in
-    train. What is dropped is printed, as are texts with conflicting labels, which are kept.
+    train. What is dropped is printed.
 
     Raises:
         ValueError: a column cannot be found or used, a split is empty, there is one label only, or a label to be tested
@@ -30,7 +30,6 @@ def prepare_splits(raw: DatasetDict, args: Arguments) -> DatasetDict:
     rows = carve_missing_splits(rows, args.data.max_train_samples, args.training.seed)
     rank = rows["split"].map({"test": 0, "validation": 1, "train": 2})
     rows = keep_rows(rows, rank == rank.groupby(rows["text"]).transform("min"), "have a text of another split")
-    _report_conflicts(rows)
     limits = {"train": args.data.max_train_samples} | dict.fromkeys(("validation", "test"), args.data.max_eval_samples)
     splits = {
         name: take_stratified(rows[rows["split"] == name], limit, args.training.seed) for name, limit in limits.items()
@@ -110,13 +109,6 @@ def take_stratified(rows: pd.DataFrame, limit: int | None, seed: int) -> pd.Data
     groups = shuffled.groupby("label")["label"]
     quantile = (groups.cumcount() + 0.5) / groups.transform("size")
     return rows.loc[quantile.sort_values(kind="stable").index[:limit]].sort_index()
-
-
-def _report_conflicts(rows: pd.DataFrame) -> None:
-    conflicts = rows.groupby(["split", "text"])["label"].nunique() > 1
-    for name, count in conflicts.groupby("split").sum().items():
-        if count:
-            print(f"{name}: {count:,} texts occur with conflicting labels; all of these rows are kept.")
 
 
 def _check_labels(splits: dict[str, pd.Series], label_names: list[str]) -> None:

@@ -58,10 +58,7 @@ def check_texts(texts: list[Text]) -> list[Text]:
         try:
             "".join(parts).encode()
         except UnicodeEncodeError as error:
-            raise ValueError(
-                f"Text {number} has half of a surrogate pair, {error.object[error.start]!r}, at position "
-                f"{error.start}; expected whole characters."
-            ) from error
+            raise ValueError(f"Text {number} has half of a surrogate pair: {error}") from error
     return list(texts)
 
 

@@ -109,8 +109,8 @@ def test_rows_without_a_text_are_left_out_and_counted(capsys):
         (["good", None], "Text 1 is None; expected a string"),
         (["good", 3], "Text 1 is 3; expected a string"),
         (["good", b"bad"], "Text 1 is b'bad'; expected a string"),
-        (["good", "a\ud800"], r"Text 1 has half of a surrogate pair, '\\ud800', at position 1; expected whole"),
-        (["a\udc00b"], r"Text 0 has half of a surrogate pair, '\\udc00', at position 1"),
+        (["good", "a\ud800"], r"Text 1 has half of a surrogate pair: .*'\\ud800' in position 1"),
+        (["a\udc00b"], r"Text 0 has half of a surrogate pair: .*'\\udc00' in position 1"),
     ],
 )  # fmt: skip
 def test_what_is_no_text_is_named(peft_model, tokenizer, texts, message):
@@ -150,15 +150,12 @@ def test_a_class_of_few_rows_is_learnt_from(rows):
     assert 1 in dataset["train"]["label"]
 
 
-def test_the_same_text_with_another_label_is_kept_in_one_split_and_counted(capsys):
+def test_the_same_text_with_another_label_is_kept_in_one_split():
     texts = [*PLAIN[:36], *PLAIN[:4]]
     dataset = prepare_splits(make(text=texts, label=[0, 1] * 18 + [1, 0] * 2), make_arguments())
     splits = [set(split["text"]) for split in dataset.values()]
     assert sum(map(len, splits)) == len(set.union(*splits))
-    kept = sum(split["text"][:].count(text) == 2 for split in dataset.values() for text in PLAIN[:4])
-    assert kept
-    lines = [line for line in capsys.readouterr().out.splitlines() if "occur with conflicting labels" in line]
-    assert sum(int(line.split()[1]) for line in lines) == kept
+    assert any(split["text"][:].count(text) == 2 for split in dataset.values() for text in PLAIN[:4])
 
 
 @pytest.mark.reliability("bad input")

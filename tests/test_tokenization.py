@@ -75,9 +75,9 @@ def test_a_dataset_has_what_training_needs(tokenized, raw, tokenizer):
         ("good", "Expected a list of texts, found 'good'"),
         ([], r"Expected a list of texts, found \[\]"),
         (["good", None], "Text 1 is None; expected a string"),
-        (["\ud83d film"], "Text 0 has half of a surrogate pair.*at position 0"),
+        (["\ud83d film"], "Text 0 has half of a surrogate pair.*in position 0"),
         ([("good", "bad"), ("good", None)], r"Text 1 is \('good', None\); expected a string, or for a pair"),
-        ([("good", "a \ud83d")], "Text 0 has half of a surrogate pair.*at position 6"),
+        ([("good", "a \ud83d")], "Text 0 has half of a surrogate pair.*in position 6"),
     ],
 )
 def test_what_is_no_list_of_whole_texts_is_an_error(texts, message, tokenizer):
