@@ -81,15 +81,6 @@ def count_steps(train: Dataset | IterableDataset, args: TrainingArguments) -> in
     return math.ceil(args.num_train_epochs * math.ceil(train.num_rows / examples_per_update(args)))
 
 
-def check_steps(train: Dataset | IterableDataset, args: TrainingArguments) -> None:
-    """Raise a ValueError for a run of a single update, which changes nothing."""
-    if count_steps(train, args) < 2:
-        raise ValueError(
-            f"{train.num_rows} examples for {args.num_train_epochs:g} epochs make one training step, in which the "
-            "learning rate is still 0. Raise --num_train_epochs or lower --per_device_train_batch_size."
-        )
-
-
 def balance_loss(labels: list[int], number: int, smoothing: float = 0.0) -> Callable[..., torch.Tensor]:
     """Return a ``compute_loss_func``: cross-entropy in which each of ``number`` labels has the same weight as a whole.
 

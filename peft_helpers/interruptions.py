@@ -12,10 +12,8 @@ import torch
 from accelerate.utils import broadcast_object_list
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers import Trainer, TrainerCallback, TrainerState
-from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import get_last_checkpoint
 
-from peft_helpers import INSTALL
 from peft_helpers.distributed import process_state
 
 # Of the command line: with a new adapter they would be out of date, and so would the calibration.
@@ -27,14 +25,6 @@ _LESS_MEMORY = (
     "Take less, run again: a smaller --per_device_train_batch_size with more --gradient_accumulation_steps, a smaller "
     "--per_device_eval_batch_size, --activation_checkpointing, --load_in_4bit (QLoRA), or a smaller --max_length."
 )
-
-
-def check_trackers(names: list[str]) -> None:
-    """Check that the Trainer knows the trackers of ``report_to`` (else a ValueError) and has their packages."""
-    try:
-        _ = [tracker() for tracker in get_reporting_integration_callbacks(names)]
-    except RuntimeError as error:
-        raise ImportError(f"report_to is {names}: {error} For TensorBoard, {INSTALL}.") from error
 
 
 @contextmanager

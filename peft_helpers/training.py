@@ -17,13 +17,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import PredictionOutput
 
 from peft_helpers.adapters import save_recipe
 from peft_helpers.arguments import OPTIONS, Arguments, TrainingOptions
-from peft_helpers.batches import LengthTrainer, TellTime, average_chunks, check_steps, find_first, longest_first
+from peft_helpers.batches import LengthTrainer, TellTime, average_chunks, count_steps, find_first, longest_first
 from peft_helpers.distributed import compute_dtype
-from peft_helpers.interruptions import CHECKPOINTS_RUN_FILE, check_trackers, explain_out_of_memory
+from peft_helpers.interruptions import CHECKPOINTS_RUN_FILE, explain_out_of_memory
 from peft_helpers.metrics import compute_metrics_and_loss
 from peft_helpers.modeling import Task
 from peft_helpers.tokenization import tokenize_splits
@@ -69,7 +70,8 @@ class TrainingArguments(TrainingOptions, transformers.TrainingArguments):
         self.bf16, self.fp16 = bool(self.bf16), bool(self.fp16)
         self.dataloader_pin_memory = torch.cuda.is_available()
         transformers.TrainingArguments.__post_init__(self)
-        check_trackers(self.report_to)
+        for tracker in get_reporting_integration_callbacks(self.report_to):
+            tracker()  # it raises an error if its package is missing
 
     @property
     def dtype(self) -> torch.dtype:
@@ -112,7 +114,11 @@ def make_trainer(
     """
     train, validation, arguments = tokenized["train"], tokenized["validation"], args.training
     validation = validation.select(np.flatnonzero(find_first(validation)))  # all chunks, ten times, would take long
-    check_steps(train, arguments)
+    if count_steps(train, arguments) < 2:
+        raise ValueError(
+            f"{train.num_rows} examples for {arguments.num_train_epochs:g} epochs make one training step, in which the "
+            "learning rate is still 0. Raise --num_train_epochs or lower --per_device_train_batch_size."
+        )
     save_recipe(args, arguments.output_dir, CHECKPOINTS_RUN_FILE)
     options = {"metric_for_best_model": task.metric_for_best_model, "greater_is_better": task.greater_is_better}
     if arguments.tune_threshold:  # the macro F1 may be that of one label throughout

@@ -24,7 +24,7 @@ from peft_helpers import (
     predict,
     replace_folder,
 )
-from peft_helpers.interruptions import check_trackers, find_checkpoint
+from peft_helpers.interruptions import find_checkpoint
 
 
 class Fail(TrainerCallback):
@@ -484,15 +484,3 @@ def test_a_first_save_that_was_killed_leaves_no_half_adapter(tmp_path):
     with replace_folder(tmp_path / "adapter") as folder:
         assert not list(folder.iterdir())
     assert list(tmp_path.iterdir()) == [tmp_path / "adapter"]
-
-
-# Trackers
-
-
-@pytest.mark.reliability("bad input")
-def test_a_tracker_that_is_unknown_or_not_installed_is_named(monkeypatch):
-    with pytest.raises(ValueError, match=r"tensorbord is not supported, only .*tensorboard"):
-        check_trackers(["tensorbord"])
-    monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: False)
-    with pytest.raises(ImportError, match=r"report_to is .*requires tensorboard .*pip install -r .*optional_require"):
-        check_trackers(["tensorboard"])

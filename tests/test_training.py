@@ -61,6 +61,15 @@ def test_tensorboard_gets_what_the_trainer_logs_if_it_is_asked_for(place, new_tr
     assert (folder / "runs").exists() == (place is None)
 
 
+@pytest.mark.reliability("bad input")
+def test_a_tracker_that_is_unknown_or_not_installed_is_named(args, monkeypatch):
+    with pytest.raises(ValueError, match=r"tensorbord is not supported, only .*tensorboard"):
+        args.replace(report_to=["tensorbord"])
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: False)
+    with pytest.raises(RuntimeError, match="requires tensorboard to be installed"):
+        args.replace(report_to=["tensorboard"])
+
+
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_mixed_precision_follows_the_gpu(monkeypatch, native, dtype):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
