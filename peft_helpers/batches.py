@@ -22,8 +22,6 @@ EVALUATION_SHARE = 0.4  # of the time that it takes to train on an example, with
 JITTER = 0.05  # of a length: enough that long examples too, which seldom share a length, have new neighbors each epoch
 # Tokens of a batch in evaluation, padding included: where the rate of a CPU, or of a GPU, stops rising.
 EVALUATION_TOKENS = {"cpu": 1_024, "cuda": 32_768}
-
-
 # Tokens up to which eager attention is used in bfloat16 on a CPU. There, the backward pass of the fused kernel takes 12
 # times as long as eager attention for 11 tokens, 4 times for 128, 1.3 times for 448 (PyTorch 2.13).
 EAGER_TOKENS = 256
@@ -53,13 +51,10 @@ class LengthSampler(Sampler[int]):
         yield from np.concatenate([batches.ravel(), order[whole:]]).tolist()
 
 
-def batch_by_tokens(lengths: list[int], max_rows: int, max_tokens: int | None = None) -> list[list[int]]:
-    """Return batches of consecutive examples, of at most ``max_tokens`` once padded; one alone may have more.
-
-    By default they are as many as `EVALUATION_TOKENS` has for the device.
-    """
+def batch_by_tokens(lengths: list[int], max_rows: int) -> list[list[int]]:
+    """Return batches of consecutive examples, padded of at most `EVALUATION_TOKENS`; one alone may have more."""
     batches, longest = [[]], 0
-    max_tokens = max_tokens or EVALUATION_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
+    max_tokens = EVALUATION_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
     for number, length in enumerate(lengths):
         longest, count = max(longest, length), len(batches[-1]) + 1
         if count > 1 and (count > max_rows or count * longest > max_tokens):

@@ -88,8 +88,9 @@ def test_an_epoch_has_batches_of_its_own_that_follow_from_the_seed():
         ([1, 1, 9, 1], 10, [[0, 1], [2], [3]]),  # rows need not be sorted
     ],
 )
-def test_token_batches_hold_what_is_allowed_and_keep_the_order(lengths, max_tokens, batches):
-    assert batch_by_tokens(lengths, 4, max_tokens) == batches
+def test_token_batches_hold_what_is_allowed_and_keep_the_order(lengths, max_tokens, batches, monkeypatch):
+    monkeypatch.setattr("peft_helpers.batches.EVALUATION_TOKENS", dict.fromkeys(("cpu", "cuda"), max_tokens))
+    assert batch_by_tokens(lengths, 4) == batches
 
 
 def test_the_trainer_takes_both_and_the_models_columns_only(model, tokenizer, args):
