@@ -49,14 +49,15 @@ def guard_training(trainer: Trainer) -> Iterator[str | None]:
             print(f"Training failed, but {last} is kept: run the same again to go on from there.")
         raise
     finally:
-        interrupt.restore()
+        if interrupt.previous is not None:
+            signal.signal(signal.SIGINT, interrupt.previous)
         trainer.remove_callback(interrupt)
     state = trainer.state
     process_state().wait_for_everyone()
     if interrupt.requested and state.global_step < state.max_steps:
         print(
             f"Training was interrupted after step {state.global_step} of {state.max_steps}. The model is the best so "
-            "far, and what follows goes on with it. To train to the end instead, run the same again."
+            "far. To train to the end instead, run the same again."
         )
     elif main:
         for path in folder.glob("checkpoint-*"):
@@ -85,7 +86,7 @@ class StopAtInterrupt(TrainerCallback):
     """Ends training after the step in which Ctrl-C was pressed; a second Ctrl-C interrupts at once."""
 
     def __init__(self):
-        self.requested, self.steps, self.previous = False, 0, None
+        self.requested, self.previous = False, None
         # Python hands signals to the main thread only; of several processes, one that stops would leave others waiting.
         if threading.current_thread() is threading.main_thread() and process_state().num_processes == 1:
             self.previous = signal.signal(signal.SIGINT, self.request)
@@ -95,15 +96,9 @@ class StopAtInterrupt(TrainerCallback):
         self.requested = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def restore(self) -> None:
-        """Handle Ctrl-C as before."""
-        if self.previous is not None:
-            signal.signal(signal.SIGINT, self.previous)
-
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Stop if that was asked for; evaluate the model first where that has not happened yet."""
-        self.steps += 1
-        if self.requested and self.steps > 2:  # transformers' bar in a notebook fails if training ends with step 2
+        if self.requested and state.global_step > 2:  # transformers' bar in a notebook fails at an end before that
             control.should_training_stop = True
             if state.best_global_step is None:
                 control.should_log = control.should_evaluate = True
