@@ -20,13 +20,6 @@ def best_device() -> torch.device:
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
-def move_to_device(model: PreTrainedModel, device: torch.device | None = None) -> torch.device:
-    """Move a model, by default to `best_device`, and return where it is; a quantized one stays where it was loaded."""
-    if not getattr(model, "is_quantized", False):
-        model.to(device or best_device())
-    return model.device
-
-
 def compute_dtype() -> torch.dtype:
     """Return bfloat16 where a GPU or CPU has it, float16 on another GPU of NVIDIA, float32 elsewhere."""
     if torch.cuda.is_available():

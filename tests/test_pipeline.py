@@ -16,7 +16,6 @@ from peft_helpers import (
     assert_same_predictions,
     check_output_dir,
     classify_texts,
-    distributed,
     load_adapter,
     make_arguments,
     pipeline,
@@ -101,7 +100,7 @@ def test_a_run_in_bfloat16_reloads_within_its_rounding(small, dataset, monkeypat
 
 def test_a_loaded_adapter_is_on_the_accelerator_if_there_is_one(copied, monkeypatch):
     assert load_adapter(copied)[0].device.type == "cpu"
-    monkeypatch.setattr(distributed, "best_device", lambda: torch.device("meta"))
+    monkeypatch.setattr("peft_helpers.pipeline.best_device", lambda: torch.device("meta"))
     assert load_adapter(copied)[0].device.type == "meta"
 
 

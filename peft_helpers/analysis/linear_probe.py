@@ -11,7 +11,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 
 from peft_helpers.arguments import Arguments
 from peft_helpers.batches import EVALUATION_SHARE, batch_by_tokens, count_steps, examples_per_update, longest_first
-from peft_helpers.distributed import hold_in_bfloat16, move_to_device
+from peft_helpers.distributed import hold_in_bfloat16
 
 SHORT_RUN = 100  # steps; the benchmarks' page has a race of 63
 STRENGTH = 0.01  # scikit-learn's C, chosen by cross-validation on phrases of SST-2 (no script of it here)
@@ -84,7 +84,8 @@ def _read_states(
             length = next(remaining)
             found.append(pool(states[:length] if states.ndim == 2 else states[None]).float().cpu())  # or pooled before
 
-    device, dtype = move_to_device(model.eval(), args.training.device), args.training.dtype
+    device, dtype = args.training.device, args.training.dtype
+    model.eval().to(device)
     if dtype == torch.bfloat16:
         hold_in_bfloat16(model)
     with layer.register_forward_hook(collect), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
