@@ -55,6 +55,8 @@ class DataArguments:
             raise ValueError("streaming takes no --max_train_samples; --max_steps says how much is trained on.")
         if self.streaming and self.dataset_name == BBC_NEWS:
             raise ValueError(f"{BBC_NEWS} cannot be streamed; name a file, a folder or a dataset on the Hub.")
+        if self.average_chunks and self.text_pair_column:
+            raise ValueError("Pairs of texts are truncated and have no chunks; leave out --average_chunks.")
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,8 @@ class Arguments:
             raise ValueError("Two steps are the least (max_steps, comparison_steps): the first has a rate of 0.")
         if self.data.streaming and self.training.max_steps < 1:
             raise ValueError("streaming needs --max_steps: the end of a stream is not known before it is reached.")
+        if self.data.streaming and self.training.class_weights:
+            raise ValueError("class_weights needs the labels of all training examples; leave it out, or --streaming.")
 
     def replace(self, **changes) -> "Arguments":
         """Return a copy in which options, whatever their group, have other values."""

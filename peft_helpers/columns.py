@@ -3,7 +3,7 @@
 import pandas as pd
 from datasets import ClassLabel, Dataset, Value
 
-from peft_helpers.arguments import Arguments, DataArguments
+from peft_helpers.arguments import DataArguments
 
 
 def find_columns(dataset: Dataset, data: DataArguments) -> tuple[dict[str, str], str]:
@@ -92,13 +92,3 @@ def order_names(labels: pd.Series, feature: ClassLabel | Value) -> list[str]:
     if numbers.notna().all():
         names = [name for name in numbers.sort_values(kind="stable").index if name != "-1"]
     return names
-
-
-def check_label_options(label_names: list[str], args: Arguments) -> None:
-    """Raise a ValueError where an option does not suit the labels."""
-    if args.training.tune_threshold and len(label_names) != 2:
-        raise ValueError(f"tune_threshold takes two labels; found {len(label_names)}, {label_names[:5]}. Leave it out.")
-    if args.data.average_chunks and args.data.text_pair_column:
-        raise ValueError("Pairs of texts are truncated and have no chunks; leave out --average_chunks.")
-    if args.training.class_weights and args.data.streaming:
-        raise ValueError("class_weights needs the labels of all training examples; leave it out, or --streaming.")

@@ -5,7 +5,7 @@ import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value, concatenate_datasets
 
 from peft_helpers.arguments import Arguments, DataArguments
-from peft_helpers.columns import check_label_options, find_columns, join_texts, name_labels, order_names
+from peft_helpers.columns import find_columns, join_texts, name_labels, order_names
 
 SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}
 
@@ -26,7 +26,9 @@ def prepare_splits(raw: DatasetDict, args: Arguments) -> DatasetDict:
     if isinstance(next(iter(raw.values()), None), IterableDataset):
         raise ValueError("A streamed dataset has no tables to split; use prepare_stream, or leave out --streaming.")
     dataset, rows = read_rows(rename_splits(raw), args.data)
-    check_label_options(dataset.features["label"].names, args)
+    label_names = dataset.features["label"].names
+    if args.training.tune_threshold and len(label_names) != 2:
+        raise ValueError(f"tune_threshold takes two labels; found {len(label_names)}, {label_names[:5]}. Leave it out.")
     rows = carve_missing_splits(rows, args.data.max_train_samples, args.training.seed)
     rank = rows["split"].map({"test": 0, "validation": 1, "train": 2})
     rows = keep_rows(rows, rank == rank.groupby(rows["text"]).transform("min"), "have a text of another split")
@@ -34,7 +36,7 @@ def prepare_splits(raw: DatasetDict, args: Arguments) -> DatasetDict:
     splits = {
         name: take_stratified(rows[rows["split"] == name], limit, args.training.seed) for name, limit in limits.items()
     }
-    _check_labels({name: split["label"] for name, split in splits.items()}, dataset.features["label"].names)
+    _check_labels({name: split["label"] for name, split in splits.items()}, label_names)
     return DatasetDict({name: dataset.select(split.index) for name, split in splits.items()})
 
 

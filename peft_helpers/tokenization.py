@@ -34,8 +34,8 @@ def encode_texts(texts: list[Text], tokenizer: PreTrainedTokenizerBase) -> Batch
     Raises:
         ValueError: ``texts`` is not a list, is empty, or holds something else than a string of whole characters.
     """
-    texts = check_texts(texts)
-    encoded = tokenizer(texts, truncation=True, return_overflowing_tokens=isinstance(texts[0], str))
+    _check_texts(texts)
+    encoded = tokenizer(list(texts), truncation=True, return_overflowing_tokens=isinstance(texts[0], str))
     for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True):
         if not ids:
             ids.append(tokenizer.pad_token_id)
@@ -43,12 +43,7 @@ def encode_texts(texts: list[Text], tokenizer: PreTrainedTokenizerBase) -> Batch
     return encoded
 
 
-def check_texts(texts: list[Text]) -> list[Text]:
-    """Return ``texts`` as a list, after checking that each is a string of whole characters, or a pair of such strings.
-
-    Raises:
-        ValueError: it is not; the message has the number of the text.
-    """
+def _check_texts(texts: list[Text]) -> None:
     if isinstance(texts, str) or len(texts) == 0:
         raise ValueError(f"Expected a list of texts, found {texts!r}.")
     for number, text in enumerate(texts):
@@ -59,7 +54,6 @@ def check_texts(texts: list[Text]) -> list[Text]:
             "".join(parts).encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"Text {number} has half of a surrogate pair: {error}") from error
-    return list(texts)
 
 
 def tokenize_splits(dataset: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> DatasetDict:

@@ -37,6 +37,8 @@ def test_arguments_cannot_be_changed(args):
         ({"streaming": True}, "streaming needs --max_steps"),
         ({"streaming": True, "max_steps": 4, "max_train_samples": 8}, "streaming takes no --max_train_samples"),
         ({"streaming": True, "max_steps": 4, "dataset_name": "bbc-news"}, "bbc-news cannot be streamed"),
+        ({"streaming": True, "max_steps": 4, "class_weights": "balanced"}, "class_weights needs the labels of all"),
+        ({"average_chunks": True, "text_pair_column": "answer"}, "Pairs of texts are truncated and have no chunks"),
         ({"epochs": 3}, "not used.*epochs"),
     ],
 )

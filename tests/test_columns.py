@@ -2,7 +2,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from peft_helpers import make_arguments, prepare_splits
-from peft_helpers.columns import check_label_options, join_texts
+from peft_helpers.columns import join_texts
 
 TEXTS = [f"text number {number}" for number in range(40)]
 
@@ -61,17 +61,3 @@ def test_a_pair_is_joined_and_one_that_lacks_a_text_is_nothing():
     batch = {"text": ["a", "b", None, " "], "text_pair": ["c", "", "d", "e"], "label": [0] * 4}
     assert join_texts(batch) == ["a\nc", "", "", ""]
     assert join_texts({"text": ["a", None]}) == ["a", ""]
-
-
-@pytest.mark.reliability("bad input")
-def test_class_weights_of_a_stream_are_refused():
-    args = make_arguments(class_weights="balanced", streaming=True, max_steps=4)
-    with pytest.raises(ValueError, match="class_weights needs the labels of all training examples"):
-        check_label_options(["a", "b"], args)
-
-
-@pytest.mark.reliability("bad input")
-def test_pairs_have_no_chunks_to_average():
-    args = make_arguments(average_chunks=True, text_pair_column="answer")
-    with pytest.raises(ValueError, match="Pairs of texts are truncated and have no chunks; leave out --average_chunks"):
-        check_label_options(["a", "b"], args)

@@ -19,7 +19,7 @@ def classify_texts(
     A text is truncated or read in chunks as in `tokenize_dataset`; the tokenizer that is saved with the adapter knows.
 
     Raises:
-        ValueError: see `check_texts`.
+        ValueError: see `encode_texts`.
     """
     dataset = Dataset.from_dict(tokenize_batch({"text": texts, "label": [0] * len(texts)}, tokenizer, chunks=False))
     logits = predict(model, tokenizer, dataset, make_arguments(bf16=False), disable_tqdm=True).predictions
