@@ -2,14 +2,14 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import DatasetDict
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.trainer_utils import PredictionOutput
 
 from peft_helpers.adapters import RUN_FILE, check_output_dir, describe_adapter
@@ -42,9 +42,7 @@ class RunResult:
     seconds: dict[str, float]  # of each stage
 
 
-def run(
-    dataset: DatasetDict, args: Arguments, task: Task = CLASSIFICATION, callbacks: Sequence[TrainerCallback] = ()
-) -> RunResult:
+def run(dataset: DatasetDict, args: Arguments, task: Task = CLASSIFICATION) -> RunResult:
     """Do what the notebook does up to its comparison before and after: the same metrics and the same adapter.
 
     ``dataset`` has train, validation and test, from `prepare_splits` or `load_documents`. The adapter is saved to
@@ -69,8 +67,6 @@ def run(
     with _timed(seconds, "train"):
         peft_model = get_peft_model(model, LoraConfig(**lora_arguments(args.lora, model, task.task_type)))
         trainer = make_trainer(peft_model, tokenizer, tokenized, args, task)
-        for callback in callbacks:
-            trainer.add_callback(callback)
         with guard_training(trainer) as checkpoint:
             if label_names and checkpoint is None:
                 fit_head(peft_model, tokenizer, tokenized["train"], args)

@@ -9,6 +9,7 @@ import signal
 import sys
 
 from transformers import TrainerCallback
+from transformers.trainer import DEFAULT_CALLBACKS
 
 import peft_helpers as helpers
 from peft_helpers import distributed
@@ -23,7 +24,9 @@ class Kill(TrainerCallback):
 def main() -> None:
     distributed.start_processes()
     args = helpers.parse_arguments()
-    result = helpers.run(helpers.load_splits(args), args, callbacks=[Kill()] if len(sys.argv) > 1 else [])
+    if len(sys.argv) > 1:
+        DEFAULT_CALLBACKS.append(Kill)
+    result = helpers.run(helpers.load_splits(args), args)
     found = {"metrics": helpers.compute_metrics(result.tuned), "log_history": result.log_history}
     found |= {"processes": distributed.process_state().num_processes}
     found |= {"logits": result.tuned.predictions.tolist(), "label_ids": result.tuned.label_ids.tolist()}

@@ -9,7 +9,7 @@ from conftest import BAD, GOOD, LABELS, make_raw
 from datasets import Dataset, DatasetDict
 from peft import AutoPeftModelForSequenceClassification
 from scipy.special import softmax
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast, TrainerCallback, set_seed
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast, set_seed
 
 from peft_helpers import (
     Arguments,
@@ -102,22 +102,6 @@ def test_a_loaded_adapter_is_on_the_accelerator_if_there_is_one(copied, monkeypa
     assert load_adapter(copied)[0].device.type == "cpu"
     monkeypatch.setattr("peft_helpers.pipeline.best_device", lambda: torch.device("meta"))
     assert load_adapter(copied)[0].device.type == "meta"
-
-
-class StopAtOnce(TrainerCallback):
-    def __init__(self):
-        self.steps = []
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        self.steps.append(state.global_step)
-        control.should_training_stop = state.global_step == 2
-
-
-@pytest.mark.slow
-def test_callbacks_are_called(small, dataset):
-    callback = StopAtOnce()
-    run(dataset, small, callbacks=[callback])
-    assert callback.steps == [1, 2]
 
 
 @pytest.mark.slow
