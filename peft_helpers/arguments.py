@@ -105,7 +105,7 @@ class ComparisonArguments:
         default_factory=COMPARISON_METHODS.copy, metadata={"help": "methods to compare, by name; all, or none"}
     )
     comparison_steps: int = _option(200, "optimizer steps of each method; in learning-curve at least")
-    comparison_seeds: int = _option(3, "seeds for each of LoRA, DoRA and IA3; the other methods take one")
+    comparison_seeds: int = _option(3, "seeds for each of LoRA and DoRA; the other methods take one")
     comparison_minutes: float = _option(5.0, "time for all of them: seeds, then steps, then methods are left out")
     search_trials: int = _option(20, "trials of a hyperparameter search, those of earlier runs of it included")
     train_sizes: list[int] | None = field(

@@ -14,7 +14,7 @@ from peft_helpers.comparison.tables import read_results
 from peft_helpers.modeling import head_modules, lora_arguments, uses_conv1d
 from peft_helpers.tiny_gpt2 import TINY_GPT2
 
-REPEATED = ("lora-r8", "dora", "ia3")  # methods that run with `comparison_seeds` seeds
+REPEATED = ("lora-r8", "dora")  # methods that run with `comparison_seeds` seeds
 
 
 @dataclass(frozen=True)
