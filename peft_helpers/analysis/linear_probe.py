@@ -75,7 +75,8 @@ def _read_states(
 ) -> np.ndarray:  # fmt: skip
     """Return ``pool`` of the states of each example, without padding, that come out of the model or into the head."""
     order, found, collate = longest_first(dataset), [], DataCollatorWithPadding(tokenizer)
-    rows = dataset.remove_columns(["labels", "length", "is_first"]).select(order)
+    known = [name for name in tokenizer.model_input_names if name in dataset.column_names]
+    rows = dataset.select_columns(known).select(order)
     lengths = np.array(dataset["length"][:])[order].tolist()
     remaining = iter(lengths)
 
