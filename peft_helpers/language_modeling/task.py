@@ -132,7 +132,7 @@ def generate_texts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], seed: int
 ) -> list[str]:
     """Return each prompt with up to 40 tokens more, drawn from the model's most probable 90 % (top-p)."""
-    generate = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    generate = pipeline("text-generation", model=model, tokenizer=tokenizer, device=model.device)
     set_seed(seed)
     # The cache is of what each layer has computed; `prepare_model` has turned it off for training.
     texts = generate(prompts, max_new_tokens=40, do_sample=True, top_p=0.9, use_cache=True)
