@@ -13,7 +13,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     default_data_collator,
-    pipeline,
     set_seed,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -82,12 +81,14 @@ def plan_language_modeling(args: Arguments) -> tuple[Arguments, Task]:
     options allow. A model that is no language model, such as BERT, is replaced by the tiny GPT-2; a line says so.
 
     Raises:
-        ValueError: the texts are to be streamed.
+        ValueError: the texts are to be streamed, or a block has one token, which leaves none to predict.
         FileExistsError, FileNotFoundError, ValueError: see `check_model` and `check_output_dir`.
     """
     options = {name.removeprefix("lm_"): value for name, value in vars(args.language_modeling).items()}
     if args.data.streaming:
         raise ValueError("The texts of language modeling are cut into blocks as a table; leave out --streaming.")
+    if options["block_size"] < 2:
+        raise ValueError("block_size is 1; it must be at least 2: the first token of a block is not predicted.")
     options |= {
         "model_name_or_path": _choose_model(args.model.model_name_or_path),
         "max_length": options["block_size"],
@@ -132,11 +133,14 @@ def generate_texts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], seed: int
 ) -> list[str]:
     """Return each prompt with up to 40 tokens more, drawn from the model's most probable 90 % (top-p)."""
-    generate = pipeline("text-generation", model=model, tokenizer=tokenizer, device=model.device)
+    # On the left, since new tokens follow the last one of a row.
+    inputs = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt", verbose=False).to(model.device)
     set_seed(seed)
     # The cache is of what each layer has computed; `prepare_model` has turned it off for training.
-    texts = generate(prompts, max_new_tokens=40, do_sample=True, top_p=0.9, use_cache=True)
-    return [text["generated_text"] for [text] in texts]
+    options = {"max_new_tokens": 40, "do_sample": True, "top_p": 0.9, "use_cache": True}
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    output = model.eval().generate(input_ids=ids, attention_mask=mask, pad_token_id=tokenizer.pad_token_id, **options)
+    return tokenizer.batch_decode(output, skip_special_tokens=True)
 
 
 def describe_run(result: RunResult, examples: pd.DataFrame) -> str:

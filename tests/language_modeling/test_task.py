@@ -166,6 +166,7 @@ def test_in_4_bits_the_output_layer_is_not_quantized_and_nothing_is_lost(planned
     ("changes", "message"),
     [
         ({"block_size": 65}, "max_length is 65, but .* has 64 positions"),
+        ({"block_size": 1}, "block_size is 1; it must be at least 2"),
         ({"target_modules": ".*c_atn"}, r"target_modules is '\.\*c_atn', which matches no layer"),
         ({"streaming": True, "max_steps": 4}, "cut into blocks as a table; leave out --streaming"),
     ],
@@ -207,8 +208,20 @@ def test_each_text_goes_on_from_its_prompt_by_the_seed(language_model, tokenizer
     assert all(text.startswith(prompt) and text != prompt for text, prompt in zip(texts, PROMPTS, strict=True))
     assert generate_texts(language_model, tokenizer, PROMPTS, seed=1) == texts
     assert generate_texts(language_model, tokenizer, PROMPTS, seed=2) != texts
+    assert tokenizer.padding_side == "right"
     assert not [record for record in caplog.records if "pad" in record.getMessage() or "mask" in record.getMessage()]
     assert not recwarn
+
+
+def test_prompts_are_padded_on_the_left_and_the_model_is_told(language_model, tokenizer, monkeypatch):
+    given = {}
+    monkeypatch.setattr(language_model, "generate", lambda **names: (given.update(names), names["input_ids"])[1])
+    assert generate_texts(language_model, tokenizer, PROMPTS, seed=1) == PROMPTS
+    mask = given["attention_mask"]
+    assert mask[0].tolist() == sorted(mask[0].tolist())
+    assert mask[:, -1].all()
+    assert not mask.all()
+    assert given["pad_token_id"] == tokenizer.pad_token_id
 
 
 def test_prompts_are_the_first_words_of_the_documents():
