@@ -125,9 +125,6 @@ def prepare_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     """
     set_padding(tokenizer, model)
     model.config.use_cache = False
-    # The Trainer would refuse to evaluate a 4-bit model without adapter, since it cannot be trained:
-    # https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/trainer_utils.py
-    model._hf_peft_config_loaded = getattr(model, "is_quantized", False)
     # https://github.com/bitsandbytes-foundation/bitsandbytes/blob/0.50.2/bitsandbytes/nn/modules.py, Linear4bit.forward
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
