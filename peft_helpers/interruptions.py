@@ -57,7 +57,7 @@ def guard_training(trainer: Trainer) -> Iterator[str | None]:
     if interrupt.requested and state.global_step < state.max_steps:
         print(
             f"Training was interrupted after step {state.global_step} of {state.max_steps}. The model is the best so "
-            "far. To train to the end instead, run the same again."
+            "far, and what follows goes on with it. To train to the end instead, run the same again."
         )
     elif main:
         for path in folder.glob("checkpoint-*"):

@@ -73,9 +73,10 @@ def changed_parameters(before: dict[str, str], model: torch.nn.Module) -> set[st
     """Return the names of the parameters whose bytes differ from those in ``before``, of the same model.
 
     Raises:
-        KeyError: ``before`` lacks a parameter, for example because adapters were injected since.
+        KeyError: the model has other parameters, for example because adapters were injected since.
     """
-    return {name for name, digest in fingerprint_parameters(model).items() if digest != before[name]}
+    after = fingerprint_parameters(model)
+    return {name for name in before | after if before[name] != after[name]}
 
 
 def rounding_bound(dtype: torch.dtype) -> float:

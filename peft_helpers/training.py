@@ -20,6 +20,7 @@ from transformers import (
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import PredictionOutput
 
+from peft_helpers import INSTALL
 from peft_helpers.adapters import save_recipe
 from peft_helpers.arguments import OPTIONS, Arguments, TrainingOptions
 from peft_helpers.batches import LengthTrainer, TellTime, average_chunks, count_steps, find_first, longest_first
@@ -71,7 +72,10 @@ class TrainingArguments(TrainingOptions, transformers.TrainingArguments):
         self.dataloader_pin_memory = torch.cuda.is_available()
         transformers.TrainingArguments.__post_init__(self)
         for tracker in get_reporting_integration_callbacks(self.report_to):
-            tracker()  # it raises an error if its package is missing
+            try:
+                tracker()
+            except RuntimeError as error:  # its package is missing
+                raise ImportError(f"report_to is {self.report_to}: {error} For TensorBoard, {INSTALL}.") from error
 
     @property
     def dtype(self) -> torch.dtype:

@@ -82,10 +82,11 @@ def test_every_precision_and_shape_has_a_fingerprint(dtype):
 
 
 @pytest.mark.reliability("bad input")
-def test_other_parameters_cannot_be_compared():
-    before = fingerprint_parameters(torch.nn.Linear(3, 2, bias=False))
+@pytest.mark.parametrize("bias", [False, True])
+def test_other_parameters_cannot_be_compared(bias):
+    before = fingerprint_parameters(torch.nn.Linear(3, 2, bias=bias))
     with pytest.raises(KeyError, match="bias"):
-        changed_parameters(before, torch.nn.Linear(3, 2))
+        changed_parameters(before, torch.nn.Linear(3, 2, bias=not bias))
 
 
 # Equal predictions

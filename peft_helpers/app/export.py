@@ -27,7 +27,7 @@ def export_adapter(adapter_dir: str | Path, export_dir: str | Path, onnx: bool =
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise FileExistsError(f"export_dir is {str(export_dir)!r}, which exists and is not empty; choose another.")
     if load_recipe(adapter_dir).model.load_in_4bit:
-        raise ValueError("It was trained on a model in 4 bits, and merging rounds anew: train without --load_in_4bit.")
+        raise ValueError("The adapter was trained in 4 bits, and merging rounds anew: train without --load_in_4bit.")
     if onnx and (missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]):
         raise ImportError(f"--onnx needs {', '.join(missing)}, not installed; install with {INSTALL}.")
     model, tokenizer = load_adapter(adapter_dir)

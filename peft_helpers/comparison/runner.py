@@ -213,7 +213,7 @@ def watch_memory() -> Iterator[list[int]]:
         while not is_done.wait(INTERVAL):
             readings.append(_memory_in_use())
 
-    threading.Thread(target=watch).start()
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield readings
     finally:

@@ -27,13 +27,13 @@ _TSV = _CSV | {"sep": "\t", "quoting": csv.QUOTE_NONE}
 _JSON = {"encoding": "utf-8-sig"}  # with its default, the loader takes what is not UTF-8
 _OPTIONS = {".csv": _CSV, ".tsv": _TSV, ".json": _JSON, ".jsonl": _JSON, ".parquet": {}}
 _BUILDERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+_UTF8 = "UTF-8 (`iconv -f WINDOWS-1252 -t UTF-8` converts)"
 _EXPECTED = {
-    "csv": "UTF-8 (`iconv -f WINDOWS-1252 -t UTF-8` converts), a header with a name of its own for each column, at "
-    "least one row, as many fields in each line, commas (in a tsv: tabs) between them, and (in a csv) quotes around a "
-    "field with a comma, quote or line break",
-    "json": 'UTF-8, at least one row, an object a line, {"text": "...", "label": "..."}, or one list of such objects',
+    "csv": f"{_UTF8}, a header with a name of its own for each column, at least one row, as many fields in each line, "
+    "commas (in a tsv: tabs) between them, and (in a csv) quotes around a field with a comma, quote or line break",
+    "json": _UTF8 + ', a row or more, an object a line, {"text": "...", "label": "..."}, or one list of such objects',
     "parquet": "a whole parquet file with at least one row, not gzipped",
-    "text": "a text file in UTF-8 (`iconv -f WINDOWS-1252 -t UTF-8` converts)",
+    "text": f"a text file in {_UTF8}",
 }
 
 
@@ -74,8 +74,8 @@ def dataset_arguments(data: DataArguments) -> dict:
         splits.setdefault(SPLIT_NAMES.get(name, name), []).append(glob.escape(str(file)))
     if _BUILDERS[kind] == "json":
         _refuse_null(files)
-    features = _read_header(files[0]) if _BUILDERS[kind] == "csv" else None
-    arguments = {"path": _BUILDERS[kind], "data_files": splits, "features": features, "streaming": data.streaming}
+    features = [_read_header(file) for file in files] if _BUILDERS[kind] == "csv" else [None]
+    arguments = {"path": _BUILDERS[kind], "data_files": splits, "features": features[0], "streaming": data.streaming}
     return arguments | _OPTIONS[kind]
 
 
@@ -117,7 +117,7 @@ def _refuse_null(files: list[Path]) -> None:
 
 
 def _open_text(file: Path) -> TextIO:
-    return (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8-sig")
+    return (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8-sig", newline="\n")
 
 
 def _read_header(file: Path) -> Features:
@@ -127,15 +127,15 @@ def _read_header(file: Path) -> Features:
         names = rows.iloc[0].tolist()
         is_one_field = len(names) == 1 and re.search(r"[;\t|,]", names[0])
         has_number = any(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in names)
-        if is_one_field or has_number or len(set(names)) < len(names):
-            raise ValueError(f"its header is {names}")
+        if len(rows) < 2 or is_one_field or has_number or len(set(names)) < len(names):
+            raise ValueError(f"its header is {names}{', without rows' if len(rows) < 2 else ''}")
     return Features({name or f"Unnamed: {number}": Value("string") for number, name in enumerate(names)})  # as pandas
 
 
 def read_lines(file: Path) -> list[str]:
     """Return the lines of a text file, gzipped or not."""
     with _explain_errors(file), _open_text(file) as lines:
-        return [line.rstrip("\n") for line in lines]
+        return [line.rstrip("\r\n") for line in lines]
 
 
 def load_labelled_examples(

@@ -31,7 +31,7 @@ def explain_availability(
     for kind, name in missing:
         try:
             HfApi().repo_info(name, repo_type=kind, timeout=TIMEOUT)
-        except (httpx.HTTPError, OSError, ValueError) as error:  # a ValueError: the login page of a network
+        except (httpx.HTTPError, OSError, ValueError, KeyError, TypeError) as error:  # the last: something else answers
             if _is_offline(error):
                 return False, f"the local Hugging Face cache lacks {names}, and this machine is offline ({error})"
             raise _explain(error, kind, name, instead) from error

@@ -86,6 +86,6 @@ def test_what_cannot_be_exported_is_refused_before_it_is_loaded(adapter, tmp_pat
         export_adapter(adapter, tmp_path / "merged", onnx=True)
     recipe = json.loads((adapter / "run_config.json").read_text()) | {"load_in_4bit": True}
     (adapter / "run_config.json").write_text(json.dumps(recipe))
-    with pytest.raises(ValueError, match="trained on a model in 4 bits"):
+    with pytest.raises(ValueError, match="trained in 4 bits"):
         export_adapter(adapter, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()

@@ -112,6 +112,9 @@ def measure(experiment: str, seeds: list[int], args: helpers.Arguments) -> dict:
     """Run an experiment, print its table and return it with the scores of each group."""
     settings, metric, scores = EXPERIMENTS[experiment], METRICS[experiment], {}
     raw = helpers.load_splits(args.replace(max_train_samples=None, max_eval_samples=None))
+    pair = "text_pair" if "text_pair" in raw["train"].column_names else None
+    # What runs read is `raw`, with its columns; the weights below are of all its test examples.
+    args = args.replace(text_column=None, label_column=None, text_pair_column=pair, max_eval_samples=None)
     weights = draw_weights(raw["test"].num_rows)  # the same for all settings and groups
     for group, seed, data, rows in groups(experiment, raw, seeds):
         found = [predict_labels(data, args.replace(seed=seed, **changes)) for changes in settings.values()]

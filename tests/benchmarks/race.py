@@ -159,6 +159,8 @@ def race(options: argparse.Namespace, args: helpers.Arguments) -> tuple[dict, di
         earlier = options.rates_from and json.loads(options.rates_from.read_text())["validation"]
         content["validation"] = earlier or try_rates(names, common, pythons, options.seeds[0])
         best = {recipe: float(max(tried, key=tried.get)) for recipe, tried in content["validation"].items()}
+        if missing := {RECIPES[name][0] for name in names if len(RECIPES[name][2]) > 1} - best.keys():
+            raise ValueError(f"{options.rates_from} has no learning rates of {', '.join(missing)}.")
         for seed in options.seeds:
             for name in names:
                 if seed == options.seeds[0] or name.startswith(REPEATED):

@@ -51,11 +51,12 @@ class Clock(TrainerCallback):
 
     def __init__(self, settings: dict, rows: Dataset):
         self.settings, self.batches, self.seconds, self.curve = settings, batches(rows, settings["pad"]), 0.0, []
+        self.starts_fitted = False
 
     def on_train_begin(self, args, state, control, model, **kwargs) -> None:
         points = self.settings["points"]
         self.steps = {round(state.max_steps * (number + 1) / points): number + 1 == points for number in range(points)}
-        if self.seconds:  # a head was fitted before
+        if self.starts_fitted:
             self.curve.append((self.seconds, self.accuracy(model, self.settings["has_bf16"])))
         self.start = time.perf_counter()
 
@@ -190,6 +191,8 @@ def package(settings: dict, rows: DatasetDict) -> list:
     from transformers import AutoTokenizer
 
     import peft_helpers as helpers
+    from peft_helpers.analysis.linear_probe import SHORT_RUN
+    from peft_helpers.batches import count_steps
     from peft_helpers.modeling import load_model
     from peft_helpers.training import NO_EVALUATION, LengthTrainer
 
@@ -209,6 +212,7 @@ def package(settings: dict, rows: DatasetDict) -> list:
     start = time.perf_counter()
     helpers.fit_head(model, tokenizer, rows["train"], args)
     clock.seconds = time.perf_counter() - start
+    clock.starts_fitted = count_steps(rows["train"], args.training) < SHORT_RUN
     collator = partial(collate, pad=settings["pad"])
     LengthTrainer(model, args.training, collator, rows["train"], callbacks=[clock]).train()
     return clock.curve

@@ -42,7 +42,7 @@ fault = pytest.mark.reliability("fault")
             (bad_input, "latin-1", "rows.csv", CSV.replace("text 30", "café").encode("latin-1"),
              "'utf-8' codec can't decode byte 0xe9 .*Expected UTF-8 .*converts"),
             (bad_input, "latin-1", "rows.jsonl", '{"text": "é", "label": 0}\n'.encode("latin-1"),
-             "'utf-8' codec can't decode byte 0xe9 .*Expected UTF-8"),
+             "'utf-8' codec can't decode byte 0xe9 .*Expected UTF-8 .*converts"),
             (bad_input, "encoded surrogate", "rows.csv", CSV.replace("text 30", "\ud800").encode("utf-8",
              "surrogatepass"),
              "'utf-8' codec can't decode byte 0xed"),

@@ -32,6 +32,10 @@ def page(handler):
     handler.send(200, b"<html>Welcome to our hotel</html>", {"Content-Type": "text/html"})
 
 
+def other_json(handler):
+    handler.send(200, b'{"status": "ok"}', {"Content-Type": "application/json"})
+
+
 def close(handler):
     handler.close_connection = True
 
@@ -104,10 +108,11 @@ def test_no_name_server_and_no_route_are_offline(function, error, monkeypatch, c
         (be_silent, r"answers ReadTimeout: .* when asked for the model gpt2\. Try again later"),
         (page, r"answers JSONDecodeError: .* open http://127.*/gpt2 in a browser.* login page"),
         (refuse(302, Location="/login"), r"answers JSONDecodeError: "),
+        (other_json, r"answers KeyError: .* open http://127.*/gpt2 in a browser"),
         (close, r"answers RemoteProtocolError: .* in a browser"),
     ],
     ids=["401", "401 of the Hub", "gated", "404", "429", "503", "451", "silent", "login page",
-         "redirect to a login page", "connection closed"],
+         "redirect to a login page", "other JSON", "connection closed"],
 )  # fmt: skip
 def test_any_other_answer_is_an_error_that_says_what_to_do(fault, message, hub_server, capsys):
     hub_server.faults |= {"/api/models": fault, "/login": page}
