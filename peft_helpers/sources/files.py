@@ -159,11 +159,13 @@ def load_texts(file: str | Path, text_column: str | None = None, pair_column: st
 
     With ``pair_column`` they are pairs. A missing text is an empty one, so that the rows keep their places.
     """
-    if extension(Path(file)) == ".txt" and not pair_column:
-        return read_lines(Path(file))
-    rows, data = _load_file(file), DataArguments(text_column=text_column, text_pair_column=pair_column)
-    columns = [[text or "" for text in rows[name]] for name in find_text_columns(rows, data)]
-    return list(zip(*columns, strict=True)) if pair_column else columns[0]
+    if extension(Path(file)) != ".txt" or pair_column:
+        rows, data = _load_file(file), DataArguments(text_column=text_column, text_pair_column=pair_column)
+        columns = [[text or "" for text in rows[name]] for name in find_text_columns(rows, data)]
+        return list(zip(*columns, strict=True)) if pair_column else columns[0]
+    if not (lines := read_lines(Path(file))):
+        raise ValueError(f"{file} is empty; expected at least one text.")
+    return lines
 
 
 def _load_file(file: str | Path) -> Dataset:

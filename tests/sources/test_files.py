@@ -304,6 +304,7 @@ def test_the_texts_of_a_table_keep_their_rows(tmp_path):
     [
         ("a.csv", "one,two\na,b\nc,d\n", r"Name the text_column: .* found \['one', 'two'\]"),
         ("a.md", "text", "no data file there. Expected a file"),
+        ("a.txt", "", "a.txt is empty; expected at least one text"),
     ],
 )
 @pytest.mark.reliability("bad input")
