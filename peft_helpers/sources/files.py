@@ -31,7 +31,8 @@ _UTF8 = "UTF-8 (`iconv -f WINDOWS-1252 -t UTF-8` converts)"
 _EXPECTED = {
     "csv": f"{_UTF8}, a header with a name of its own for each column, at least one row, as many fields in each line, "
     "commas (in a tsv: tabs) between them, and (in a csv) quotes around a field with a comma, quote or line break",
-    "json": _UTF8 + ', a row or more, an object a line, {"text": "...", "label": "..."}, or one list of such objects',
+    "json": f"{_UTF8}, at least one row, an object a line, "
+    '{"text": "...", "label": "..."}, or one list of such objects',
     "parquet": "a whole parquet file with at least one row, not gzipped",
     "text": f"a text file in {_UTF8}",
 }

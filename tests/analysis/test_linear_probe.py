@@ -134,9 +134,10 @@ def test_training_starts_from_the_fitted_head(raw, args):
     assert not np.allclose(result.untuned.predictions, found.predictions, atol=1e-2)
 
 
-def test_the_model_gets_the_token_types_of_pairs_as_in_training(tokenizer, args):
+def test_the_model_gets_the_token_types_of_pairs_as_in_training(tokenizer, args, monkeypatch):
+    monkeypatch.setattr(tokenizer, "model_input_names", ["input_ids", "token_type_ids", "attention_mask"])
     train, model, seen = make_splits([0, 1] * 5, tokenizer), make_roberta(tokenizer, 2), set()
-    train = train.add_column("token_type_ids", [[0] * length for length in train["length"]])
+    train = train.add_column("text", ["the texts may lie beside the tokens"] * train.num_rows)
     model.register_forward_pre_hook(lambda module, _, inputs: seen.update(inputs), with_kwargs=True)
     fit_head(model, tokenizer, train, args)
     assert seen == {"input_ids", "attention_mask", "token_type_ids"}
