@@ -52,7 +52,7 @@ class LengthSampler(Sampler[int]):
 
 
 def batch_by_tokens(lengths: list[int], max_rows: int) -> list[list[int]]:
-    """Return batches of consecutive examples, padded of at most `EVALUATION_TOKENS`; one alone may have more."""
+    """Return batches of consecutive examples, of at most `EVALUATION_TOKENS` once padded; one alone may have more."""
     batches, longest = [[]], 0
     max_tokens = EVALUATION_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
     for number, length in enumerate(lengths):

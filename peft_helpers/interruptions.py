@@ -86,7 +86,7 @@ class StopAtInterrupt(TrainerCallback):
     """Ends training after the step in which Ctrl-C was pressed; a second Ctrl-C interrupts at once."""
 
     def __init__(self):
-        self.requested, self.previous = False, None
+        self.requested, self.steps, self.previous = False, 0, None
         # Python hands signals to the main thread only; of several processes, one that stops would leave others waiting.
         if threading.current_thread() is threading.main_thread() and process_state().num_processes == 1:
             self.previous = signal.signal(signal.SIGINT, self.request)
@@ -98,7 +98,8 @@ class StopAtInterrupt(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Stop if that was asked for; evaluate the model first where that has not happened yet."""
-        if self.requested and state.global_step > 2:  # transformers' bar in a notebook fails at an end before that
+        self.steps += 1  # of this process: a resumed run has more
+        if self.requested and self.steps > 2:  # transformers' bar in a notebook fails if training ends with step 2
             control.should_training_stop = True
             if state.best_global_step is None:
                 control.should_log = control.should_evaluate = True

@@ -46,16 +46,12 @@ def check_model(args: Arguments) -> None:
     """Check, by the model's configuration alone, that it can run ``args``.
 
     Raises:
-        FileNotFoundError: a local folder has no safetensors weights.
+        FileNotFoundError: a local folder lacks ``config.json`` or safetensors weights.
         ValueError: the model has fewer positions than ``max_length``, ``target_modules`` matches no layer, or 4 bits
             do not work on this machine.
     """
     name = args.model.model_name_or_path
-    is_local = Path(name).is_dir() or Path(name).is_absolute() or name.startswith(".")
-    if is_local and not any(Path(name).glob("model*.safetensors")):
-        raise FileNotFoundError(
-            f"model_name_or_path is {name!r}: expected a folder with model*.safetensors (pickles are not loaded)."
-        )
+    _check_folder(name)
     if args.model.load_in_4bit and (problem := quantization_problem()):
         raise ValueError(f"load_in_4bit is asked for, but {problem}. Leave it out, or repair the installation.")
     config = AutoConfig.from_pretrained(name)
@@ -67,6 +63,17 @@ def check_model(args: Arguments) -> None:
         raise ValueError(
             f"target_modules is {target_modules!r}, which matches no layer as a whole name; expected all-linear or a "
             f"regular expression such as '.*c_attn'. The layers are {', '.join(filter(None, names))}."
+        )
+
+
+def _check_folder(name: str) -> None:
+    folder = Path(name)
+    is_local = folder.is_dir() or folder.is_absolute() or name.startswith(".")
+    if is_local and not (Path(folder, "config.json").is_file() and any(folder.glob("model*.safetensors"))):
+        found = ", ".join(sorted(path.name for path in folder.glob("*"))) or "nothing"
+        raise FileNotFoundError(
+            f"model_name_or_path is {name!r}: expected a folder with config.json and model*.safetensors (pickled "
+            f"weights are not loaded), found {found}."
         )
 
 

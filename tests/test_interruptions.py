@@ -210,6 +210,16 @@ def test_ctrl_c_before_the_first_evaluation_judges_the_model_as_it_is(new_traine
     assert find_checkpoint(Path(trainer.args.output_dir)) is None
 
 
+@pytest.mark.reliability("fault")
+def test_ctrl_c_right_after_a_resumed_start_ends_two_steps_later(new_trainer, capsys):
+    interrupt(new_trainer(), step=9)
+    trainer = new_trainer()
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(NotebookProgressCallback)  # it counts the steps of this process
+    assert train(trainer, PressCtrlC(8)) == "checkpoint-8"
+    assert "Training was interrupted after step 11 of 16." in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.reliability("fault")
 def test_a_second_ctrl_c_interrupts_at_once_and_keeps_the_checkpoints(new_trainer, capsys):

@@ -60,7 +60,7 @@ def dataset_arguments(data: DataArguments) -> dict:
 
     Raises:
         FileNotFoundError: the name looks like a path and there is no such file, or the folder has no data file.
-        ValueError: the header of a csv or tsv is none, or the files are of several kinds.
+        ValueError: a file cannot be read, or the files are of several kinds.
     """
     files = _find_files(data.dataset_name)
     if not files:

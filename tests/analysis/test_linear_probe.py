@@ -6,7 +6,6 @@ from sklearn.linear_model import LogisticRegression
 from transformers import AutoModelForSequenceClassification, RobertaConfig
 
 import peft_helpers as helpers
-from peft_helpers import distributed
 from peft_helpers.analysis import linear_probe
 from peft_helpers.analysis.linear_probe import SHORT_RUN, STRENGTH, count_in_steps, fit_head, mean_hidden_states
 from peft_helpers.tokenization import tokenize_dataset
@@ -144,7 +143,8 @@ def test_the_model_gets_the_token_types_of_pairs_as_in_training(tokenizer, args,
 
 
 def test_the_head_is_fitted_on_the_device_of_the_training(model, tokenizer, tokenized, args, monkeypatch):
-    monkeypatch.setattr(distributed, "best_device", lambda: torch.device("meta"))  # an accelerator, but for --use_cpu
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)  # but for --use_cpu, which args have
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("meta"))
     fit_head(model, tokenizer, tokenized["train"], args)
     assert model.device.type == "cpu"
 
