@@ -3,25 +3,28 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
+from peft import LoraConfig
+from peft.helpers import disable_input_dtype_casting
 from scipy.special import log_softmax
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import PredictionOutput, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 from transformers.utils import ModelOutput
 
-from peft_helpers.distributed import hold_in_bfloat16
+from peft_helpers.distributed import hold_in_bfloat16, keep_freed_memory
 
 EVALUATION_SHARE = 0.4  # of the time that it takes to train on an example, with LoRA on GPT-2
 JITTER = 0.05  # of a length: enough that long examples too, which seldom share a length, have new neighbors each epoch
 # Tokens of a batch in evaluation, padding included: where the rate of a CPU, or of a GPU, stops rising.
-EVALUATION_TOKENS = {"cpu": 1_024, "cuda": 32_768}
+EVALUATION_TOKENS = {"cpu": 2_048, "cuda": 32_768}
 # Tokens up to which eager attention is used in bfloat16 on a CPU. There, the backward pass of the fused kernel takes 12
 # times as long as eager attention for 11 tokens, 4 times for 128, 1.3 times for 448 (PyTorch 2.13).
 EAGER_TOKENS = 256
@@ -113,6 +116,8 @@ class LengthTrainer(Trainer):
         model.own_attention = self.attention = getattr(model, "own_attention", self.asked_attention)
         if self.args.bf16:
             hold_in_bfloat16(model)
+        if self.args.use_cpu:
+            keep_freed_memory()
         self.is_causal = {layer.is_causal for layer in model.modules() if hasattr(layer, "is_causal")} == {True}
         return model
 
@@ -132,7 +137,21 @@ class LengthTrainer(Trainer):
         # https://github.com/huggingface/accelerate/blob/v1.15.0/src/accelerate/accelerator.py, prepare_model
         for module in self.model.modules() if self.model is not None else ():  # a trial leaves none behind
             vars(module).pop("_is_accelerate_prepared", None)
-        return super().train(*args, **kwargs)
+        with self._keep_input_dtype():
+            return super().train(*args, **kwargs)
+
+    def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
+        """Evaluate as `Trainer.evaluation_loop` does, without conversions that autocast undoes."""
+        with self._keep_input_dtype():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def _keep_input_dtype(self) -> AbstractContextManager:
+        # PEFT converts what a LoRA layer gets in 16 bits to 32 bits, and autocast at once back again. DoRA's norms need
+        # the 32 bits, and PEFT's other layers do not have this switch.
+        configs = getattr(self.model, "peft_config", {}).values()
+        is_lora = all(isinstance(config, LoraConfig) and not config.use_dora for config in configs)
+        is_active = len(configs) > 0 and is_lora and (self.args.bf16 or self.args.fp16)
+        return disable_input_dtype_casting(self.model, active=is_active)
 
     def compute_loss(self, model: PreTrainedModel, inputs: dict, *args, **kwargs) -> torch.Tensor:
         """Return the loss, in training and evaluation; in bfloat16 on a CPU by the attention that suits the length."""

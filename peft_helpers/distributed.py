@@ -1,9 +1,11 @@
 """The device and the type that it computes in; of several processes, the first one prints and writes."""
 
+import ctypes
 import os
 import sys
 import timeit
 import warnings
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -62,6 +64,20 @@ def hold_in_bfloat16(model: PreTrainedModel) -> None:
 
 def _convert_input(layer: torch.nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
     return inputs[0].to(layer.weight.dtype)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep the memory that a step frees, where the next one would have to get it back page by page."""
+    # https://man7.org/linux/man-pages/man3/mallopt.3.html
+    trim_threshold, mmap_max = -1, -4
+    call_glibc("mallopt", trim_threshold, -1)  # no trimming
+    call_glibc("mallopt", mmap_max, 0)  # large tensors lie in the heap, too
+
+
+def call_glibc(function: str, *arguments: int) -> None:
+    """Call a function of glibc; where there is another C library, do nothing."""
+    with suppress(OSError, AttributeError):
+        getattr(ctypes.CDLL("libc.so.6"), function)(*arguments)
 
 
 def quantization_problem() -> str | None:

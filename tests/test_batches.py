@@ -1,12 +1,15 @@
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, DistilBertConfig, TrainerCallback
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_utils import PredictionOutput
 
-from peft_helpers import compute_metrics, make_trainer, predict
+from peft_helpers import assert_same_predictions, compute_metrics, lora_arguments, make_trainer, predict
 from peft_helpers.batches import (
     LengthSampler,
     LengthTrainer,
@@ -190,6 +193,26 @@ def test_a_model_gets_its_own_attention_back_for_long_batches_of_the_next_traine
     monkeypatch.setattr("peft_helpers.batches.EAGER_TOKENS", 0)
     predict(model, trainer.processing_class, trainer.eval_dataset, args.replace(bf16=True))
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("use_dora", "kept"), [(False, torch.bfloat16), (True, torch.float32)])
+def test_lora_gets_16_bits_as_they_are_and_dora_whose_norms_need_32_gets_these(
+    use_dora, kept, model, tokenized, tokenizer, args, monkeypatch
+):
+    options = {"target_modules": r".*mlp\.c_proj", "use_dora": use_dora, "init_lora_weights": False}
+    peft_model = get_peft_model(model, LoraConfig(**lora_arguments(args.lora, model) | options))
+    args, types = args.replace(bf16=True, num_train_epochs=1), set()
+    for name, layer in peft_model.named_modules():
+        if name.endswith("lora_dropout.default"):  # behind an activation in 16 bits
+            layer.register_forward_pre_hook(lambda layer, inputs: types.add(inputs[0].dtype))
+    make_trainer(peft_model, tokenizer, tokenized, args).train()
+    output = predict(peft_model, tokenizer, tokenized["test"], args)
+    assert types == {kept}
+    monkeypatch.setattr("peft_helpers.batches.disable_input_dtype_casting", lambda model, active: nullcontext())
+    converted = predict(peft_model, tokenizer, tokenized["test"], args)
+    assert types == {kept, torch.float32}
+    assert_same_predictions(output, converted, torch.bfloat16)
 
 
 # Time

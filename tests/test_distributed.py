@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import datasets
 import numpy as np
@@ -241,3 +243,36 @@ def test_an_output_layer_that_shares_the_embeddings_weights_keeps_32_bits(tiny_m
 def test_what_full_fine_tuning_trains_keeps_32_bits(model):
     distributed.hold_in_bfloat16(model)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+# The resident memory, in MB, before a tensor of 200 MB, with it, and after it.
+MEASURE = """
+import psutil, torch
+from peft_helpers.distributed import keep_freed_memory
+
+def show():
+    print(psutil.Process().memory_info().rss // 10**6)
+
+keep_freed_memory()
+show()
+tensor = torch.ones(50_000_000)
+show()
+del tensor
+show()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such settings")
+def test_on_a_cpu_freed_memory_is_kept():
+    run = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
+    before, during, after = map(int, run.stdout.split())
+    assert during > before + 150
+    assert after > during - 50
+
+
+def test_another_c_library_does_without(monkeypatch):
+    monkeypatch.setattr(distributed.ctypes, "CDLL", lambda name: object())
+    distributed.call_glibc("malloc_trim", 0)
+    monkeypatch.setattr(distributed.ctypes, "CDLL", Mock(side_effect=OSError))
+    distributed.call_glibc("malloc_trim", 0)

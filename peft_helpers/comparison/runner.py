@@ -1,12 +1,9 @@
 """Several methods trained and tested alike; each result is kept as soon as it is there."""
 
-import ctypes
 import gc
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,14 +24,13 @@ from peft_helpers.comparison.baselines import BASELINES, plan_baselines, run_bas
 from peft_helpers.comparison.budget import fit_to_budget
 from peft_helpers.comparison.methods import METHODS, adapt_model, find_method, learning_rate, plan_comparison
 from peft_helpers.comparison.tables import read_results, write_results
-from peft_helpers.distributed import process_state
+from peft_helpers.distributed import call_glibc, process_state
 from peft_helpers.metrics import assert_same_predictions
 from peft_helpers.modeling import check_model, load_model
 from peft_helpers.tokenization import tokenize_splits
 from peft_helpers.training import CLASSIFICATION, NO_EVALUATION, predict
 
 RELOADED = 64  # test examples that a reloaded adapter has to predict alike
-INTERVAL = 0.01  # seconds between two looks at the memory: a training step takes longer
 
 
 @dataclass(frozen=True)
@@ -146,11 +142,13 @@ def run_method(name: str, args: Arguments, data: Prepared) -> dict:
 
     The adapter is saved, loaded onto a fresh base model and compared with the one in memory; then it is removed.
     """
-    with watch_memory() as memory, tempfile.TemporaryDirectory() as folder:
+    before = free_memory()
+    with tempfile.TemporaryDirectory() as folder:
         model, args = _adapt(name, args, data)
         start = time.perf_counter()
+        fit_head(model, data.tokenizer, data.tokenized["train"], args)
         _make_trainer(model, args, data, folder).train()
-        seconds = time.perf_counter() - start
+        seconds, memory = time.perf_counter() - start, peak_memory() - before
     output = predict(model, data.tokenizer, data.tokenized["test"], args, disable_tqdm=True)
     megabytes, verified = model.get_memory_footprint(return_buffers=False) / 1e6, "not kept"
     if isinstance(model, PeftModel):
@@ -160,7 +158,7 @@ def run_method(name: str, args: Arguments, data: Prepared) -> dict:
         "parameters": model.num_parameters(),
         "trainable_parameters": sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad),
         "train_seconds": seconds,
-        "peak_memory_mb": (max(memory) - memory[0]) / 1e6,
+        "peak_memory_mb": memory / 1e6,
         "adapter_mb": megabytes,
         "reload_verified": verified,
     } | score_predictions(output)
@@ -169,16 +167,16 @@ def run_method(name: str, args: Arguments, data: Prepared) -> dict:
 def _adapt(name: str, args: Arguments, data: Prepared) -> tuple[PreTrainedModel, Arguments]:
     """Return a fresh model with what the method trains, and the arguments that suit the method."""
     method = find_method(name)
-    args = args.replace(load_in_4bit=method.quantized, learning_rate=learning_rate(name, args))
+    options = {"max_steps": args.comparison.comparison_steps, "disable_tqdm": True}
+    args = args.replace(load_in_4bit=method.quantized, learning_rate=learning_rate(name, args), **options)
     return adapt_model(load_model(args, data.tokenizer, CLASSIFICATION, data.label_names), method, args), args
 
 
 def _make_trainer(model: PreTrainedModel, args: Arguments, data: Prepared, folder: str) -> LengthTrainer:
-    """Return a Trainer for ``comparison_steps`` steps without evaluation or checkpoint; see also `fit_head`."""
-    steps, collate = args.comparison.comparison_steps, CLASSIFICATION.make_data_collator(data.tokenizer)
-    args = args.replace(output_dir=folder, max_steps=steps, disable_tqdm=True, **NO_EVALUATION)
-    fit_head(model, data.tokenizer, data.tokenized["train"], args)
-    trainer = LengthTrainer(model, args.training, collate, data.tokenized["train"])
+    """Return a Trainer that neither evaluates nor keeps checkpoints."""
+    training = args.replace(output_dir=folder, **NO_EVALUATION).training
+    collate = CLASSIFICATION.make_data_collator(data.tokenizer)
+    trainer = LengthTrainer(model, training, collate, data.tokenized["train"])
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -198,29 +196,20 @@ def _check_reload(model: PeftModel, args: Arguments, data: Prepared) -> float:
         return adapter_size(folder)
 
 
-@contextmanager
-def watch_memory() -> Iterator[list[int]]:
-    """Collect the bytes in use, from before on: on CUDA the peak since then, elsewhere the resident memory."""
+def free_memory() -> int:
+    """Give back what earlier work has freed, and return the bytes in use; see `peak_memory`."""
     gc.collect()
-    # What earlier work has freed is resident still, and would be used again. Other libraries than glibc lack this.
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    call_glibc("malloc_trim", 0)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    readings, is_done = [_memory_in_use()], threading.Event()
-
-    def watch() -> None:
-        while not is_done.wait(INTERVAL):
-            readings.append(_memory_in_use())
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield readings
-    finally:
-        is_done.set()
-        readings.append(_memory_in_use())
+    return peak_memory()
 
 
-def _memory_in_use() -> int:
+def peak_memory() -> int:
+    """Return the most bytes that were in use since `free_memory`: on CUDA by its own count, elsewhere resident ones.
+
+    A Trainer on a CPU keeps what is freed (`keep_freed_memory`): what is resident in the end is the peak, but for other
+    C libraries than glibc, with which it may be less.
+    """
     # torch.accelerator has this for every accelerator but Apple's, where it fails (PyTorch issue 167447).
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss

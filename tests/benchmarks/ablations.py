@@ -2,14 +2,15 @@
 
     python -m tests.benchmarks.ablations
 
-GPT-2's shape with random weights, LoRA on ``c_attn``, rows of random tokens. Each pair trains on (forward and backward)
-and evaluates (forward) the same rows, first with all parts and then without one, in one process.
+GPT-2's shape with random weights, LoRA on all linear layers, rows of random tokens. Each pair trains on (forward and
+backward) and evaluates (forward) the same rows, first with all parts and then without one, in one process.
 """
 
 import argparse
 import json
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
@@ -23,14 +24,19 @@ from transformers.activations import NewGELUActivation
 
 import peft_helpers as helpers
 from peft_helpers import batches
+from peft_helpers.distributed import call_glibc, keep_freed_memory
 from peft_helpers.modeling import load_model
 from peft_helpers.training import NO_EVALUATION, LengthTrainer
 from tests.benchmarks.recipe import LABELS, lora_config, make_rows
 from tests.benchmarks.speed import draw_lengths, make_model
 
 BATCH = {"short": 32, "long": 8}
-PARTS = ("bfloat16", "weights held in bfloat16", "eager attention", "length-grouped batches", "fused GELU",
-         "no dropout in the frozen model", "no cache of keys and values")  # fmt: skip
+PARTS = ("bfloat16", "weights held in bfloat16", "inputs of LoRA kept in bfloat16", "freed memory kept",
+         "eager attention", "length-grouped batches", "fused GELU", "no dropout in the frozen model",
+         "no cache of keys and values")  # fmt: skip
+# mallopt's trim threshold, mmap threshold (both in bytes) and number of mmaps: what glibc's own end up at, the last as
+# it begins. https://man7.org/linux/man-pages/man3/mallopt.3.html
+GLIBC_DEFAULTS = {-1: 2**26, -3: 2**25, -4: 65_536}
 
 
 def make_trainer(folder: str, rows: str, lengths: list[int], without: str) -> LengthTrainer:
@@ -47,7 +53,7 @@ def make_trainer(folder: str, rows: str, lengths: list[int], without: str) -> Le
         if without == "fused GELU" and hasattr(module, "c_fc"):
             module.act = NewGELUActivation()
     model.config.use_cache = without.startswith("no cache")
-    model = get_peft_model(model, lora_config({"target_modules": ["c_attn"]}, model))
+    model = get_peft_model(model, lora_config({"target_modules": "all-linear"}, model))
     collate, train = DataCollatorWithPadding(tokenizer), make_rows(lengths, len(tokenizer), seed=0)
     with patch.object(batches, "hold_in_bfloat16", (lambda _: None) if "held" in without else batches.hold_in_bfloat16):
         return LengthTrainer(model, args.training, collate, train)
@@ -58,8 +64,13 @@ def time_epoch(trainer: LengthTrainer, without: str) -> tuple[float, float]:
     sampler = trainer._get_train_sampler() if "length" not in without else Trainer._get_train_sampler(trainer)
     with patch.object(trainer, "_get_train_sampler", lambda *_: sampler):
         loaded = [trainer._prepare_inputs(batch) for batch in trainer.get_train_dataloader()]
-    seconds = []
-    with patch.object(batches, "EAGER_TOKENS", 0 if without == "eager attention" else batches.EAGER_TOKENS):
+    keep_freed_memory()
+    if without == "freed memory kept":
+        for parameter, value in GLIBC_DEFAULTS.items():
+            call_glibc("mallopt", parameter, value)
+    seconds, keep_inputs = [], nullcontext() if without.startswith("inputs") else trainer._keep_input_dtype()
+    eager_tokens = 0 if without == "eager attention" else batches.EAGER_TOKENS
+    with keep_inputs, patch.object(batches, "EAGER_TOKENS", eager_tokens):
         for is_training in (True, False):
             trainer.model.train(is_training)
             start = time.perf_counter()
@@ -79,6 +90,7 @@ def main() -> None:
     parser.add_argument("--rows", choices=["short", "long"], default="short")
     parser.add_argument("--count", type=int, help="rows (default: 128 short ones, 8 long ones)")
     parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--output_file", help="JSON with every measurement")
     options = parser.parse_args()
     options.model, options.tokenizer = "gpt2", None
@@ -87,7 +99,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_model(options, folder)
         everything = make_trainer(folder, options.rows, lengths, "")
-        for part in PARTS:
+        for part in options.parts:
             other = make_trainer(folder, options.rows, lengths, part)
             pairs = [(time_epoch(everything, ""), time_epoch(other, part)) for _ in range(options.pairs + 1)][1:]
             measured[part], rows[part] = pairs, {}

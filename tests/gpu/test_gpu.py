@@ -73,9 +73,9 @@ def test_running_out_of_memory_says_what_to_change(new_trainer):
 
 
 def test_peak_memory_counts_what_was_taken_and_given_back():
-    from peft_helpers.comparison.runner import watch_memory
+    from peft_helpers.comparison.runner import free_memory, peak_memory
 
-    with watch_memory() as memory:
-        block = torch.empty(64_000_000, dtype=torch.uint8, device="cuda")
-        del block
-    assert max(memory) - memory[0] == pytest.approx(64e6, abs=3e6)
+    before = free_memory()
+    block = torch.empty(64_000_000, dtype=torch.uint8, device="cuda")
+    del block
+    assert peak_memory() - before == pytest.approx(64e6, abs=3e6)
