@@ -137,20 +137,28 @@ class LengthTrainer(Trainer):
         # https://github.com/huggingface/accelerate/blob/v1.15.0/src/accelerate/accelerator.py, prepare_model
         for module in self.model.modules() if self.model is not None else ():  # a trial leaves none behind
             vars(module).pop("_is_accelerate_prepared", None)
+        return super().train(*args, **kwargs)
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        """Return the loss of a step, as `Trainer.training_step` does; see `_keep_input_dtype`."""
         with self._keep_input_dtype():
-            return super().train(*args, **kwargs)
+            return super().training_step(*args, **kwargs)
 
     def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
-        """Evaluate as `Trainer.evaluation_loop` does, without conversions that autocast undoes."""
-        with self._keep_input_dtype():
+        """Evaluate as `Trainer.evaluation_loop` does, in the type of this Trainer; see `_keep_input_dtype`."""
+        # A model that another Trainer has evaluated is not prepared for autocast again; see `train`.
+        with self._keep_input_dtype(), self.accelerator.autocast():
             return super().evaluation_loop(*args, **kwargs)
 
     def _keep_input_dtype(self) -> AbstractContextManager:
-        # PEFT converts what a LoRA layer gets in 16 bits to 32 bits, and autocast at once back again. DoRA's norms need
-        # the 32 bits, and PEFT's other layers do not have this switch.
+        # PEFT converts what a LoRA layer gets in 16 bits to 32 bits, which autocast undoes. DoRA's norms need the 32
+        # bits, and some of PEFT's other layers, those of trainable tokens among them, lack the switch.
         configs = getattr(self.model, "peft_config", {}).values()
-        is_lora = all(isinstance(config, LoraConfig) and not config.use_dora for config in configs)
-        is_active = len(configs) > 0 and is_lora and (self.args.bf16 or self.args.fp16)
+        is_plain = all(
+            isinstance(config, LoraConfig) and not (config.use_dora or config.trainable_token_indices)
+            for config in configs
+        )
+        is_active = len(configs) > 0 and is_plain and (self.args.bf16 or self.args.fp16)
         return disable_input_dtype_casting(self.model, active=is_active)
 
     def compute_loss(self, model: PreTrainedModel, inputs: dict, *args, **kwargs) -> torch.Tensor:

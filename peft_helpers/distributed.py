@@ -67,7 +67,10 @@ def _convert_input(layer: torch.nn.Module, inputs: tuple[torch.Tensor]) -> torch
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep the memory that a step frees, where the next one would have to get it back page by page."""
+    """Have glibc keep the memory that a step frees, where the next one would have to get it back page by page.
+
+    This holds for the whole process, to its end.
+    """
     # https://man7.org/linux/man-pages/man3/mallopt.3.html
     trim_threshold, mmap_max = -1, -4
     call_glibc("mallopt", trim_threshold, -1)  # no trimming

@@ -215,6 +215,19 @@ def test_lora_gets_16_bits_as_they_are_and_dora_whose_norms_need_32_gets_these(
     assert_same_predictions(output, converted, torch.bfloat16)
 
 
+def test_a_model_that_was_evaluated_in_32_bits_is_evaluated_in_16(peft_model, tokenized, tokenizer, args):
+    outputs = [predict(peft_model, tokenizer, tokenized["test"], args.replace(bf16=bf16)) for bf16 in (False, True)]
+    assert_same_predictions(*outputs, torch.bfloat16)
+    assert not np.array_equal(*(output.predictions for output in outputs))
+
+
+def test_layers_without_the_switch_are_left_as_they_are(model, args):
+    config = LoraConfig(**lora_arguments(args.lora, model) | {"trainable_token_indices": [5]})
+    trainer = LengthTrainer(get_peft_model(model, config), args.replace(bf16=True, **NO_EVALUATION).training)
+    with trainer._keep_input_dtype():
+        assert trainer.model.base_model.model.transformer.h[0].mlp.c_proj.cast_input_dtype_enabled
+
+
 # Time
 
 

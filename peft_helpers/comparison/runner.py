@@ -24,7 +24,7 @@ from peft_helpers.comparison.baselines import BASELINES, plan_baselines, run_bas
 from peft_helpers.comparison.budget import fit_to_budget
 from peft_helpers.comparison.methods import METHODS, adapt_model, find_method, learning_rate, plan_comparison
 from peft_helpers.comparison.tables import read_results, write_results
-from peft_helpers.distributed import call_glibc, process_state
+from peft_helpers.distributed import call_glibc, keep_freed_memory, process_state
 from peft_helpers.metrics import assert_same_predictions
 from peft_helpers.modeling import check_model, load_model
 from peft_helpers.tokenization import tokenize_splits
@@ -202,14 +202,16 @@ def free_memory() -> int:
     call_glibc("malloc_trim", 0)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    else:
+        keep_freed_memory()
     return peak_memory()
 
 
 def peak_memory() -> int:
     """Return the most bytes that were in use since `free_memory`: on CUDA by its own count, elsewhere resident ones.
 
-    A Trainer on a CPU keeps what is freed (`keep_freed_memory`): what is resident in the end is the peak, but for other
-    C libraries than glibc, with which it may be less.
+    What has been freed since then is resident still (`keep_freed_memory`), but for files that were mapped, and with
+    other C libraries than glibc.
     """
     # torch.accelerator has this for every accelerator but Apple's, where it fails (PyTorch issue 167447).
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss

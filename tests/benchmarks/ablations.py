@@ -24,19 +24,15 @@ from transformers.activations import NewGELUActivation
 
 import peft_helpers as helpers
 from peft_helpers import batches
-from peft_helpers.distributed import call_glibc, keep_freed_memory
 from peft_helpers.modeling import load_model
 from peft_helpers.training import NO_EVALUATION, LengthTrainer
 from tests.benchmarks.recipe import LABELS, lora_config, make_rows
 from tests.benchmarks.speed import draw_lengths, make_model
 
-BATCH = {"short": 32, "long": 8}
-PARTS = ("bfloat16", "weights held in bfloat16", "inputs of LoRA kept in bfloat16", "freed memory kept",
-         "eager attention", "length-grouped batches", "fused GELU", "no dropout in the frozen model",
+BATCH = {"short": 32, "long": 8, "passages": 16}
+PARTS = ("bfloat16", "weights held in bfloat16", "inputs of LoRA kept in bfloat16", "eager attention",
+         "length-grouped batches", "fused GELU", "no dropout in the frozen model",
          "no cache of keys and values")  # fmt: skip
-# mallopt's trim threshold, mmap threshold (both in bytes) and number of mmaps: what glibc's own end up at, the last as
-# it begins. https://man7.org/linux/man-pages/man3/mallopt.3.html
-GLIBC_DEFAULTS = {-1: 2**26, -3: 2**25, -4: 65_536}
 
 
 def make_trainer(folder: str, rows: str, lengths: list[int], without: str) -> LengthTrainer:
@@ -64,10 +60,6 @@ def time_epoch(trainer: LengthTrainer, without: str) -> tuple[float, float]:
     sampler = trainer._get_train_sampler() if "length" not in without else Trainer._get_train_sampler(trainer)
     with patch.object(trainer, "_get_train_sampler", lambda *_: sampler):
         loaded = [trainer._prepare_inputs(batch) for batch in trainer.get_train_dataloader()]
-    keep_freed_memory()
-    if without == "freed memory kept":
-        for parameter, value in GLIBC_DEFAULTS.items():
-            call_glibc("mallopt", parameter, value)
     seconds, keep_inputs = [], nullcontext() if without.startswith("inputs") else trainer._keep_input_dtype()
     eager_tokens = 0 if without == "eager attention" else batches.EAGER_TOKENS
     with keep_inputs, patch.object(batches, "EAGER_TOKENS", eager_tokens):
@@ -87,14 +79,17 @@ def time_epoch(trainer: LengthTrainer, without: str) -> tuple[float, float]:
 def main() -> None:
     """Time the pairs, print the table and keep what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", choices=["short", "long"], default="short")
-    parser.add_argument("--count", type=int, help="rows (default: 128 short ones, 8 long ones)")
+    parser.add_argument("--model", choices=["gpt2", "tiny"], default="gpt2")
+    parser.add_argument("--rows", choices=["short", "long", "passages"], default="short")
+    parser.add_argument("--count", type=int, help="rows (default: 128, but 8 long ones)")
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--output_file", help="JSON with every measurement")
     options = parser.parse_args()
-    options.model, options.tokenizer = "gpt2", None
-    lengths = draw_lengths(options.rows, options.count or {"short": 128, "long": 8}[options.rows], seed=0)
+    options.tokenizer = None
+    lengths = draw_lengths(
+        options.rows, options.count or {"short": 128, "long": 8, "passages": 128}[options.rows], seed=0
+    )
     rows, measured = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         make_model(options, folder)

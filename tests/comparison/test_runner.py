@@ -1,4 +1,5 @@
 import json
+import platform
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,7 +20,6 @@ from peft_helpers.comparison.runner import (
     run_method,
 )
 from peft_helpers.data import prepare_splits
-from peft_helpers.distributed import keep_freed_memory
 from peft_helpers.modeling import load_model
 from peft_helpers.training import CLASSIFICATION
 
@@ -209,7 +209,7 @@ def test_every_method_trains_on_the_same_batches_beyond_the_first_epoch(
             return batch
 
     monkeypatch.setattr(runner, "CLASSIFICATION", replace(CLASSIFICATION, make_data_collator=Recorder))
-    long = short.replace(comparison_steps=16)
+    long = short.replace(max_steps=16)
     orders = []
     for name in ("head-only", "lora-r8", "vera"):
         model = adapt_model(load_model(short, tokenizer, CLASSIFICATION, LABELS), METHODS[name], long)
@@ -263,18 +263,22 @@ def test_methods_are_not_compared_on_a_stream(short, raw):
         compare_methods(raw, short.replace(streaming=True, max_steps=4))
 
 
+only_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries give memory back")
+
+
 def hold(megabytes: int) -> None:
-    """Take memory and give it back, which a Trainer on the CPU would keep."""
-    keep_freed_memory()
+    """Take memory and give it back."""
     np.ones(megabytes * 10**6 // 8)
 
 
+@only_glibc
 def test_the_peak_is_seen_though_it_is_given_back_in_between():
     before = free_memory()
     hold(50)
     assert 45e6 < peak_memory() - before < 80e6
 
 
+@only_glibc
 def test_an_earlier_peak_does_not_count():
     hold(160)
     before = free_memory()
