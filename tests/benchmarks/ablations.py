@@ -87,9 +87,8 @@ def main() -> None:
     parser.add_argument("--output_file", help="JSON with every measurement")
     options = parser.parse_args()
     options.tokenizer = None
-    lengths = draw_lengths(
-        options.rows, options.count or {"short": 128, "long": 8, "passages": 128}[options.rows], seed=0
-    )
+    count = options.count or (8 if options.rows == "long" else 128)
+    lengths = draw_lengths(options.rows, count, seed=0)
     rows, measured = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         make_model(options, folder)
