@@ -4,7 +4,7 @@
 #     MODEL=HuggingFaceTB/SmolLM2-135M DATA=stanfordnlp/sst2 bash tests/benchmarks/on_one_gpu.sh gpu_results
 #
 # On a CPU it can be tried with small sizes:
-# SHAPE=tiny SHORT=64 LONG=16 BATCHES=16 LONG_BATCH=8 COUNT=16 PAIRS=1 REPETITIONS=1 SEEDS=42 RACE_ROWS=64 TEST_ROWS=64
+# SHAPE=tiny SHORT=64 LONG=16 BATCHES=16 LONG_BATCH=8 COUNT=16 PAIRS=2 REPETITIONS=1 SEEDS=42 RACE_ROWS=64 TEST_ROWS=64
 set -euo pipefail
 results=$1 && mkdir -p "$results"
 (nvidia-smi || true) > "$results/gpu.txt"
@@ -19,7 +19,7 @@ done
 speed --rows long --batch_size "${LONG_BATCH:-16}" --train_rows "${LONG:-512}" --variants $variants \
     --output_file "$results/long.json"
 for rows in short long; do
-    python -m tests.benchmarks.ablations --rows $rows --count "${COUNT:-512}" --pairs "${PAIRS:-10}" \
+    python -m tests.benchmarks.ablations --model "${SHAPE:-gpt2}" --rows $rows --count "${COUNT:-512}" --pairs "${PAIRS:-10}" \
         --output_file "$results/ablations_$rows.json"
 done
 python -m tests.benchmarks.race --output_file "$results/race.png" --seeds ${SEEDS:-42 43 44} \
