@@ -23,7 +23,7 @@ from peft_helpers.distributed import hold_in_bfloat16, keep_freed_memory
 
 EVALUATION_SHARE = 0.4  # of the time that it takes to train on an example, with LoRA on GPT-2
 JITTER = 0.05  # of a length: enough that long examples too, which seldom share a length, have new neighbors each epoch
-# Tokens of a batch in evaluation, padding included: where the rate of a CPU, or of a GPU, stops rising.
+# Tokens of a batch in evaluation, padding included: more brought a CPU little. That of a GPU is not measured.
 EVALUATION_TOKENS = {"cpu": 2_048, "cuda": 32_768}
 # Tokens up to which eager attention is used in bfloat16 on a CPU. There, the backward pass of the fused kernel takes 12
 # times as long as eager attention for 11 tokens, 4 times for 128, 1.3 times for 448 (PyTorch 2.13).

@@ -1,4 +1,5 @@
 from contextlib import nullcontext
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -219,6 +220,15 @@ def test_a_model_that_was_evaluated_in_32_bits_is_evaluated_in_16(peft_model, to
     outputs = [predict(peft_model, tokenizer, tokenized["test"], args.replace(bf16=bf16)) for bf16 in (False, True)]
     assert_same_predictions(*outputs, torch.bfloat16)
     assert not np.array_equal(*(output.predictions for output in outputs))
+
+
+@pytest.mark.parametrize("is_available", [False, True])
+def test_a_trainer_on_a_cpu_keeps_freed_memory(is_available, model, args, monkeypatch):
+    training, keep = args.replace(**NO_EVALUATION).training, Mock()
+    monkeypatch.setattr("peft_helpers.batches.keep_freed_memory", keep)
+    training.use_cpu = not is_available
+    LengthTrainer(model, training)
+    assert keep.call_count == training.use_cpu
 
 
 def test_layers_without_the_switch_are_left_as_they_are(model, args):

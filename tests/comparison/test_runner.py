@@ -18,6 +18,7 @@ from peft_helpers.comparison.runner import (
     free_memory,
     peak_memory,
     run_method,
+    time_method,
 )
 from peft_helpers.data import prepare_splits
 from peft_helpers.modeling import load_model
@@ -129,6 +130,17 @@ def test_a_reload_that_differs_is_an_error(run, monkeypatch):
 
     monkeypatch.setattr(runner.PeftModel, "from_pretrained", forget_the_head)
     assert "Mismatched elements" in run(("lora-r8", 0))[0]["error"]
+
+
+def test_the_head_of_a_short_run_is_fitted_once_for_its_steps_and_not_to_time_a_method(
+    short, tokenized, tokenizer, monkeypatch
+):
+    steps, data = [], Prepared(tokenized, tokenizer, LABELS)
+    monkeypatch.setattr(runner, "fit_head", lambda model, tokenizer, train, args: steps.append(args.training.max_steps))
+    assert time_method("head-only", short, data)[1] > 0
+    assert steps == []
+    run_method("head-only", short, data)
+    assert steps == [3]
 
 
 @pytest.mark.slow
