@@ -37,12 +37,8 @@ def check_output_dir(args: Arguments) -> None:
     """Check, before anything is computed, that saving to ``output_dir`` can succeed and replaces no other run's.
 
     An adapter or checkpoints of the same recipe may be replaced: running it again gives the adapter again, or goes on.
-    A save that was killed half-way is completed first.
-
-    Raises:
-        FileExistsError: the folder holds an adapter or checkpoints of another recipe, or other files.
-        OSError: nothing can be written beside the folder, where the new adapter is prepared.
-        ValueError: the folder is that of the base model, or holds the current folder.
+    A save that was killed half-way is completed first. An adapter or checkpoints of another recipe, or other files,
+    are a FileExistsError, the base model's folder is a ValueError; see also `check_place`.
     """
     folder = Path(args.training.output_dir).resolve()
     if folder == Path(args.model.model_name_or_path).resolve():

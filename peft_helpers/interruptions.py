@@ -107,11 +107,7 @@ class StopAtInterrupt(TrainerCallback):
 
 @contextmanager
 def explain_out_of_memory(trainer: Trainer) -> Iterator[None]:
-    """Turn running out of memory, on a GPU or CPU, into one message with the batch at fault and what to change.
-
-    Raises:
-        MemoryError: in place of the library's own error, whose first line the message quotes.
-    """
+    """Turn running out of memory, on a GPU or CPU, into a MemoryError with the batch at fault and what to change."""
     batch = {"where": "training"}
 
     def remember(module: torch.nn.Module, _, inputs: dict) -> None:
@@ -136,14 +132,10 @@ def explain_out_of_memory(trainer: Trainer) -> Iterator[None]:
 def replace_folder(folder: str | Path) -> Iterator[Path]:
     """Give a new folder to write in, and put it in the place of ``folder`` once everything is written.
 
-    Whatever ends the writing early, an error or a kill, leaves the earlier ``folder`` complete. The new one is prepared
-    beside it, under a name that begins with a dot. Files in ``folder`` that the new one lacks are carried over. A
-    symbolic link stays: what it leads to is replaced. Of several processes, what the first one writes is kept.
-
-    Raises:
-        FileExistsError: ``folder`` is a file.
-        OSError: nothing can be written beside ``folder``, or the disk is full; a note says that nothing was changed.
-        ValueError: ``folder`` holds the current folder.
+    Whatever ends the writing early, an error or a kill, leaves the earlier ``folder`` complete; a note on the error
+    says so. The new one is prepared beside it, under a name that begins with a dot; see `check_place`. Files in
+    ``folder`` that the new one lacks are carried over. A symbolic link stays: what it leads to is replaced. Of several
+    processes, what the first one writes is kept.
     """
     state = process_state()
     with _replace(Path(folder).resolve()) if state.is_main_process else tempfile.TemporaryDirectory() as new:
@@ -193,7 +185,7 @@ def _carry_over(old: Path, folder: Path) -> None:
 
 
 def check_place(folder: Path) -> None:
-    """Check that ``folder`` can be replaced: see `replace_folder`, which raises the same."""
+    """Raise an OSError if ``folder`` is a file or nothing can be written beside it, a ValueError if we are in it."""
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"output_dir is {str(folder)!r}, which is a file; choose a folder.")
     if Path.cwd().is_relative_to(folder):

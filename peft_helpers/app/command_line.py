@@ -34,6 +34,8 @@ def main(words: list[str] | None = None) -> int:
         text = [str(error) if expected else f"{type(error).__name__} {error}", *getattr(error, "__notes__", [])]
         print("error:", *" ".join(text).split(), file=sys.stderr)
         return 1
+    finally:
+        gc.enable()  # if `predict` failed
 
 
 def _run(words: list[str]) -> int:
@@ -229,7 +231,8 @@ def evaluate(options: Namespace) -> None:
 
 def predict(options: Namespace) -> None:
     """Classify texts, or those of a file, with a saved adapter: a JSON object a line."""
-    gc.set_threshold(100_000)  # collecting garbage while the large libraries are imported takes a second
+    gc.disable()  # collecting garbage while the large libraries are imported takes a second
+    _skip_bitsandbytes(options.adapter_dir)
     _start()
     pair_column = options.text_pair_column or helpers.load_recipe(options.adapter_dir).data.text_pair_column
     if pair_column and options.texts:
@@ -237,12 +240,21 @@ def predict(options: Namespace) -> None:
     texts = options.texts or helpers.load_texts(options.file, options.text_column, pair_column)
     model, tokenizer = helpers.load_adapter(options.adapter_dir)
     calibration = helpers.Calibration.load(options.adapter_dir)
+    gc.freeze()
+    gc.enable()
     for start in trange(0, len(texts), CHUNK, disable=len(texts) <= CHUNK):
         table = helpers.classify_texts(model, tokenizer, texts[start : start + CHUNK], calibration)
         for row in table.to_dict("records"):
             probabilities = {name: row[f"P({name})"] for name in model.config.id2label.values()}
             line = {"text": row["text"], "label": row["label"], "probabilities": probabilities}
             print(json.dumps(line, ensure_ascii=False))
+
+
+def _skip_bitsandbytes(adapter_dir: Path) -> None:
+    """Spare this process, which runs one command, a second: peft imports bitsandbytes, which only 4 bits need."""
+    config = adapter_dir / "config.json"
+    if config.is_file() and b"quantization_config" not in config.read_bytes():
+        sys.modules.setdefault("bitsandbytes", None)  # by which Python says that there is none
 
 
 def export(options: Namespace) -> None:

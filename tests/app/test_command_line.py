@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from peft_helpers.app.command_line import TRAINING_COMMANDS, main
 
 NOTEBOOK = str(Path("LightweightFineTuning.ipynb").absolute())
 LABELS = ["bad", "good", "unclear"]
+BNB = "bitsandbytes"
 COMMANDS = [*TRAINING_COMMANDS, "evaluate", "predict", "serve", "export", "check", "package"]
 
 
@@ -145,6 +147,25 @@ def test_predict_gives_each_text_a_label_and_probabilities(trained, run):
         assert list(row["probabilities"]) == LABELS
         assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
         assert row["label"] == max(row["probabilities"], key=row["probabilities"].get)
+
+
+@pytest.mark.parametrize(("config", "skipped"), [({}, True), ({"quantization_config": {}}, False), (None, False)])
+def test_predict_imports_bitsandbytes_only_for_a_model_in_4_bits(tmp_path, monkeypatch, config, skipped):
+    others = {name: module for name, module in sys.modules.items() if name != BNB}
+    monkeypatch.setattr(sys, "modules", others)
+    if config is not None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    command_line._skip_bitsandbytes(tmp_path)
+    assert (BNB in sys.modules) == skipped
+    assert (find_spec(BNB) is None) == skipped  # what peft asks
+
+
+@pytest.mark.slow
+def test_predict_answers_the_same_without_bitsandbytes(trained, run):
+    words = ["predict", str(trained[0]), "a fine film"]
+    program = f"import sys; from peft_helpers.app.command_line import main; main({words}); print(sys.modules[{BNB!r}])"
+    alone = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert alone.splitlines() == [*run(*words)[1].splitlines(), "None"]
 
 
 def test_predict_answers_with_the_temperature_of_the_folder(trained, run, tmp_path):
