@@ -20,36 +20,33 @@ def find_columns(dataset: Dataset, data: DataArguments) -> tuple[dict[str, str],
 
 
 def find_text_columns(dataset: Dataset, data: DataArguments, label_column: str | None = None) -> dict[str, str]:
-    """Return what the columns of texts are called from now on: ``text`` and, of second texts, ``text_pair``."""
-    pair = {}
-    if data.text_pair_column:
-        pair[data.text_pair_column] = "text_pair"
+    """Return what the columns of texts are called from now on: ``text`` and, of second texts, ``text_pair``.
+
+    The column of texts is the one given, else ``text``, else the only one of strings. Where there are several, those
+    whose values recur or are numbers, which a csv has as strings, do not count.
+    """
+    pair = data.text_pair_column
+    if pair:
         others = [name for name in dataset.features if name not in (data.text_column, label_column)]
-        _check_choice("text_pair_column", "beside those of texts and labels", [*pair], others, dataset)
-        dataset = dataset.remove_columns([*pair])
-    return {find_text_column(dataset, data.text_column, label_column): "text"} | pair
+        _check_choice("text_pair_column", "beside those of texts and labels", [pair], others, dataset)
+    kinds = ("string", "large_string", "string_view")  # pandas and polars write the other two
+    strings = [name for name, feature in dataset.features.items() if getattr(feature, "dtype", None) in kinds]
+    strings = [name for name in strings if name not in (label_column, pair)]
+    candidates = ["text"] if "text" in strings else strings
+    if data.text_column:
+        candidates = [data.text_column]
+    elif len(candidates) > 1:
+        probes = {name: _probe(dataset, name) for name in candidates}
+        numeric = {name for name, values in probes.items() if pd.to_numeric(values, errors="coerce").notna().all()}
+        candidates = [name for name, values in probes.items() if name not in numeric and not _recurs(values)]
+    column = _check_choice("text_column", "of strings", candidates, strings, dataset)
+    return {column: "text", pair: "text_pair"} if pair else {column: "text"}
 
 
 def join_texts(batch: dict[str, list[str | None]]) -> list[str]:
     """Return the texts of a batch; of pairs both, one below the other, but nothing if one is missing or blank."""
     rows = zip(*(batch[name] for name in ("text", "text_pair") if name in batch), strict=True)
     return ["\n".join(texts) if all(text and text.strip() for text in texts) else "" for texts in rows]
-
-
-def find_text_column(dataset: Dataset, text_column: str | None = None, label_column: str | None = None) -> str:
-    """Return the column with the texts: the one given, else ``text``, else the only one of strings.
-
-    Where there are several, those whose values recur or are numbers, which a csv has as strings, do not count.
-    """
-    kinds = ("string", "large_string", "string_view")  # pandas and polars write the other two
-    strings = [name for name, feature in dataset.features.items() if getattr(feature, "dtype", None) in kinds]
-    strings = [name for name in strings if name != label_column]
-    candidates = ["text"] if "text" in strings else strings
-    if len(candidates) > 1:
-        probes = {name: _probe(dataset, name) for name in candidates}
-        numeric = {name for name, values in probes.items() if pd.to_numeric(values, errors="coerce").notna().all()}
-        candidates = [name for name, values in probes.items() if name not in numeric and not _recurs(values)]
-    return _check_choice("text_column", "of strings", [text_column] if text_column else candidates, strings, dataset)
 
 
 def _probe(dataset: Dataset, column: str) -> pd.Series:

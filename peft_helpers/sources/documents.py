@@ -8,7 +8,7 @@ import pandas as pd
 from datasets import Dataset, DatasetDict
 
 from peft_helpers.arguments import BBC_NEWS, WIKITEXT, Arguments, DataArguments
-from peft_helpers.columns import find_text_column
+from peft_helpers.columns import find_text_columns
 from peft_helpers.data import carve_missing_splits, keep_rows, rename_splits
 from peft_helpers.sources.bbc_news import load_bbc_topic
 from peft_helpers.sources.files import extension, load_raw, read_lines
@@ -44,8 +44,9 @@ def _read_splits(data: DataArguments) -> dict[str, list[str]]:
     if extension(file) == ".txt":
         return {"train": re.split(r"\n\s*\n", "\n".join(read_lines(file)))}
     raw = rename_splits(load_raw(data))
-    named = data.text_column  # which may be a column of the labelled examples
-    column = find_text_column(raw["train"], named if named in raw["train"].column_names else None)
+    # The column that is named may be one of the labelled examples.
+    text_column = data.text_column if data.text_column in raw["train"].column_names else None
+    [column] = find_text_columns(raw["train"], DataArguments(text_column=text_column))
     join = join_articles if data.dataset_name == WIKITEXT else list
     return {name: join(text or "" for text in rows[column]) for name, rows in raw.items()}
 
