@@ -6,15 +6,8 @@ from itertools import chain
 from pathlib import Path
 
 import pandas as pd
+import transformers
 from datasets import Dataset, DatasetDict
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    default_data_collator,
-    set_seed,
-)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from peft_helpers.adapters import check_output_dir
@@ -25,7 +18,7 @@ from peft_helpers.tiny_gpt2 import TINY_GPT2
 
 
 def make_blocks(
-    documents: DatasetDict, tokenizer: PreTrainedTokenizerBase, args: Arguments | None = None
+    documents: DatasetDict, tokenizer: transformers.PreTrainedTokenizerBase, args: Arguments | None = None
 ) -> DatasetDict:
     """Return the documents of each split, column ``text``, as blocks of ``tokenizer.model_max_length`` tokens.
 
@@ -33,9 +26,7 @@ def make_blocks(
     documents is dropped, so that the mean loss of blocks is that of tokens. The columns are ``input_ids``; ``labels``,
     which are the same, since the model shifts them itself; and ``length``, in tokens. With ``args``, there are at most
     ``max_train_samples`` blocks to train on and ``max_eval_samples`` in the other splits, drawn by ``seed``.
-
-    Raises:
-        ValueError: a split makes no block.
+    A split that makes no block is a ValueError.
     """
     blocks = documents.map(cut_blocks, batched=True, fn_kwargs={"tokenizer": tokenizer}, remove_columns=["text"])
     for name, split in blocks.items():
@@ -50,7 +41,7 @@ def make_blocks(
     return blocks
 
 
-def cut_blocks(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase) -> dict[str, list]:
+def cut_blocks(batch: dict[str, list], tokenizer: transformers.PreTrainedTokenizerBase) -> dict[str, list]:
     """Return the columns of `make_blocks` for a batch of the column ``text``."""
     size = tokenizer.model_max_length
     # A document may be longer than the model's positions, of which the tokenizer would warn: the blocks are not.
@@ -62,11 +53,11 @@ def cut_blocks(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase) -> di
 
 LANGUAGE_MODELING = Task(
     task_type="CAUSAL_LM",
-    auto_class=AutoModelForCausalLM,
+    auto_class=transformers.AutoModelForCausalLM,
     tokenize=make_blocks,
     # Blocks need no padding. The collator meant for language models would take out the labels of the pad token, which
     # in GPT-2 is the end of text: no end would ever be learned.
-    make_data_collator=lambda tokenizer: default_data_collator,
+    make_data_collator=lambda tokenizer: transformers.default_data_collator,
     compute_metrics=None,
     metric_for_best_model="eval_loss",
     greater_is_better=False,
@@ -79,18 +70,20 @@ def plan_language_modeling(args: Arguments) -> tuple[Arguments, Task]:
     The options that begin with ``lm_`` take the places of those without, ``block_size`` that of ``max_length``, and
     ``output_dir`` is a folder beside the classifier's. The task is `LANGUAGE_MODELING` with no more blocks than the
     options allow. A model that is no language model, such as BERT, is replaced by the tiny GPT-2; a line says so.
-
-    Raises:
-        ValueError: the texts are to be streamed, or a block has one token, which leaves none to predict.
-        FileExistsError, FileNotFoundError, ValueError: see `check_model` and `check_output_dir`.
+    Streaming and blocks of one token are ValueErrors; what else is raised, `check_model` and `check_output_dir` tell.
     """
     options = {name.removeprefix("lm_"): value for name, value in vars(args.language_modeling).items()}
     if args.data.streaming:
         raise ValueError("The texts of language modeling are cut into blocks as a table; leave out --streaming.")
     if options["block_size"] < 2:
         raise ValueError("block_size is 1; it must be at least 2: the first token of a block is not predicted.")
+    name = args.model.model_name_or_path
+    architectures = transformers.AutoConfig.from_pretrained(name).architectures or []
+    if not set(architectures) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
+        print(f"Language modeling: {name} ({', '.join(architectures)}) is no language model; {TINY_GPT2} is used.")
+        name = TINY_GPT2
     options |= {
-        "model_name_or_path": _choose_model(args.model.model_name_or_path),
+        "model_name_or_path": name,
         "max_length": options["block_size"],
         "max_eval_samples": options["max_eval_samples"] or args.data.max_eval_samples,
         # Each token has a logit for every entry of the vocabulary: what fits in training fits in evaluation too.
@@ -104,14 +97,6 @@ def plan_language_modeling(args: Arguments) -> tuple[Arguments, Task]:
     check_model(planned)
     check_output_dir(planned)
     return planned, replace(LANGUAGE_MODELING, tokenize=partial(make_blocks, args=planned))
-
-
-def _choose_model(name: str) -> str:
-    architectures = AutoConfig.from_pretrained(name).architectures or []
-    if set(architectures) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
-        return name
-    print(f"Language modeling: {name} ({', '.join(architectures)}) is no language model; {TINY_GPT2} is used.")
-    return TINY_GPT2
 
 
 def generate_examples(result: RunResult, documents: DatasetDict) -> pd.DataFrame:
@@ -130,12 +115,12 @@ def first_words(documents: Dataset) -> list[str]:
 
 
 def generate_texts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], seed: int
+    model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, prompts: list[str], seed: int
 ) -> list[str]:
     """Return each prompt with up to 40 tokens more, drawn from the model's most probable 90 % (top-p)."""
     # On the left, since new tokens follow the last one of a row.
     inputs = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt", verbose=False).to(model.device)
-    set_seed(seed)
+    transformers.set_seed(seed)
     # The cache is of what each layer has computed; `prepare_model` has turned it off for training.
     options = {"max_new_tokens": 40, "do_sample": True, "top_p": 0.9, "use_cache": True}
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
