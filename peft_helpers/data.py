@@ -17,11 +17,8 @@ def prepare_splits(raw: DatasetDict, args: Arguments) -> DatasetDict:
     ``validation`` takes its place. Missing splits are carved, stratified, out of ``train``: a fifth for the test; for
     the validation a tenth, but at most 1,000 rows, and with ``max_train_samples`` a tenth of that, at least 100. A text
     or pair that occurs in several splits is kept in the test rather than the validation, and there rather than in
-    train. What is dropped is printed.
-
-    Raises:
-        ValueError: a column cannot be found or used, a split is empty, there is one label only, or a label to be tested
-            on never occurs in train.
+    train. What is dropped is printed. A column that cannot be found or used, an empty split, one label only, or a label
+    to be tested on that never occurs in train is a ValueError.
     """
     if isinstance(next(iter(raw.values()), None), IterableDataset):
         raise ValueError("A streamed dataset has no tables to split; use prepare_stream, or leave out --streaming.")
@@ -29,13 +26,12 @@ def prepare_splits(raw: DatasetDict, args: Arguments) -> DatasetDict:
     label_names = dataset.features["label"].names
     if args.training.tune_threshold and len(label_names) != 2:
         raise ValueError(f"tune_threshold takes two labels; found {len(label_names)}, {label_names[:5]}. Leave it out.")
-    rows = carve_missing_splits(rows, args.data.max_train_samples, args.training.seed)
+    seed = args.training.seed
+    rows = carve_missing_splits(rows, args.data.max_train_samples, seed)
     rank = rows["split"].map({"test": 0, "validation": 1, "train": 2})
     rows = keep_rows(rows, rank == rank.groupby(rows["text"]).transform("min"), "have a text of another split")
     limits = {"train": args.data.max_train_samples} | dict.fromkeys(("validation", "test"), args.data.max_eval_samples)
-    splits = {
-        name: take_stratified(rows[rows["split"] == name], limit, args.training.seed) for name, limit in limits.items()
-    }
+    splits = {name: take_stratified(rows[rows["split"] == name], limit, seed) for name, limit in limits.items()}
     _check_labels({name: split["label"] for name, split in splits.items()}, label_names)
     return DatasetDict({name: dataset.select(split.index) for name, split in splits.items()})
 

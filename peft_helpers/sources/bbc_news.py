@@ -43,8 +43,7 @@ def load_bbc_news() -> DatasetDict:
 def load_bbc_topic(topic: str) -> DatasetDict:
     """Return the texts of one topic, column ``text``, in the splits of `load_bbc_news`.
 
-    Raises:
-        ValueError: there is no such topic; the message lists them.
+    A topic that is not there is a ValueError that lists them.
     """
     articles = load_bbc_news()
     names = articles["train"].features["label"].names

@@ -20,10 +20,8 @@ def load_documents(args: Arguments) -> DatasetDict:
     Documents are the articles of WikiText and of BBC News (of the topic ``args.data.dataset_config_name``), what stands
     between blank lines in a ``.txt`` file, and else the rows. Blank ones are left out. Missing splits are carved out of
     train by document: a fifth for the test, then a tenth for the validation. A document that occurs twice is kept once,
-    in the test rather than elsewhere; a line says how many are left out.
-
-    Raises:
-        ValueError: a file cannot be read, or no column has the texts.
+    in the test rather than elsewhere; a line says how many are left out. A file that cannot be read, or
+    that has no column of texts, is a ValueError.
     """
     if args.data.dataset_name == BBC_NEWS:
         return load_bbc_topic(args.data.dataset_config_name)
