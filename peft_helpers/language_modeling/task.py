@@ -25,8 +25,8 @@ def make_blocks(
     Documents are joined, each closed by the end-of-text token, and cut. What is left at the end of every 1,000
     documents is dropped, so that the mean loss of blocks is that of tokens. The columns are ``input_ids``; ``labels``,
     which are the same, since the model shifts them itself; and ``length``, in tokens. With ``args``, there are at most
-    ``max_train_samples`` blocks to train on and ``max_eval_samples`` in the other splits, drawn by ``seed``.
-    A split that makes no block is a ValueError.
+    ``max_train_samples`` blocks to train on and ``max_eval_samples`` in the other splits, drawn by ``seed``. A split
+    that makes no block is a ValueError.
     """
     blocks = documents.map(cut_blocks, batched=True, fn_kwargs={"tokenizer": tokenizer}, remove_columns=["text"])
     for name, split in blocks.items():

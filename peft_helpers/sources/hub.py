@@ -19,11 +19,8 @@ def explain_availability(
     """Return whether all that is named is available, and the reason as half a sentence.
 
     It is unavailable only where the cache lacks it and this machine is offline: it can make no connection to the Hub,
-    or with ``HF_HUB_OFFLINE``.
-
-    Raises:
-        ConnectionError: the Hub refuses, is busy or silent, or something else answers in its place; the message says
-            what to do, and names the option ``instead``, which does without. `NotOnHubError` if the answer is 404.
+    or with ``HF_HUB_OFFLINE``. A Hub that refuses, is busy or silent, or something else that answers in its place, is a
+    ConnectionError (404: a `NotOnHubError`) that says what to do, and names the option ``instead``, which does without.
     """
     wanted = [(kind, name) for kind, name in (("model", model_name_or_path), ("dataset", dataset_name)) if name]
     missing = [(kind, name) for kind, name in wanted if not _is_cached(kind, name)]
@@ -32,7 +29,9 @@ def explain_availability(
         try:
             HfApi().repo_info(name, repo_type=kind, timeout=TIMEOUT)
         except (httpx.HTTPError, OSError, ValueError, KeyError, TypeError) as error:  # the last: something else answers
-            if _is_offline(error):
+            # Where a certificate is refused, or a connection reset (104), somebody is there.
+            is_nobody_there = re.search(r"\[(Errno (?!104\b)|WinError)", str(error))
+            if isinstance(error, OfflineModeIsEnabled) or (isinstance(error, httpx.ConnectError) and is_nobody_there):
                 return False, f"the local Hugging Face cache lacks {names}, and this machine is offline ({error})"
             raise _explain(error, kind, name, instead) from error
     return True, f"the {'Hugging Face Hub serves' if missing else 'local Hugging Face cache holds'} {names}"
@@ -46,12 +45,6 @@ def _is_cached(kind: str, name: str) -> bool:
 
     folder = datasets.config.HF_DATASETS_CACHE / name.replace("/", "___")
     return any(folder.glob("**/dataset_info.json"))
-
-
-def _is_offline(error: Exception) -> bool:
-    # Where a certificate is refused, or a connection reset (104), somebody is there.
-    is_unreachable = isinstance(error, httpx.ConnectError) and re.search(r"\[(Errno (?!104\b)|WinError)", str(error))
-    return isinstance(error, OfflineModeIsEnabled) or bool(is_unreachable)
 
 
 def _explain(error: Exception, kind: str, name: str, instead: str) -> ConnectionError:
