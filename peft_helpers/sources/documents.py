@@ -11,7 +11,7 @@ from peft_helpers.arguments import BBC_NEWS, WIKITEXT, Arguments, DataArguments
 from peft_helpers.columns import find_text_columns
 from peft_helpers.data import carve_missing_splits, keep_rows, rename_splits
 from peft_helpers.sources.bbc_news import load_bbc_topic
-from peft_helpers.sources.files import extension, load_raw, read_lines
+from peft_helpers.sources.files import extension, load_raw, read_text
 
 
 def load_documents(args: Arguments) -> DatasetDict:
@@ -40,7 +40,7 @@ def load_documents(args: Arguments) -> DatasetDict:
 def _read_splits(data: DataArguments) -> dict[str, list[str]]:
     file = Path(data.dataset_name)
     if extension(file) == ".txt":
-        return {"train": re.split(r"\n\s*\n", "\n".join(read_lines(file)))}
+        return {"train": re.split(r"\n\s*\n", read_text(file))}
     raw = rename_splits(load_raw(data))
     # The column that is named may be one of the labelled examples.
     text_column = data.text_column if data.text_column in raw["train"].column_names else None

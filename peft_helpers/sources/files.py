@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 import pandas as pd
 from datasets import Dataset, DatasetDict, Features, IterableDatasetDict, Value, load_dataset
@@ -56,11 +55,8 @@ def dataset_arguments(data: DataArguments) -> dict:
     """Return the arguments with which ``datasets.load_dataset`` loads ``data.dataset_name``.
 
     A file becomes the split ``train``; in a folder, each file is (a part of) the split that its name begins with. The
-    columns of csv and tsv are strings: a label 01 stays one.
-
-    Raises:
-        FileNotFoundError: the name looks like a path and there is no such file, or the folder has no data file.
-        ValueError: a file cannot be read, or the files are of several kinds.
+    columns of csv and tsv are strings: a label 01 stays one. A path where no data file is found is a FileNotFoundError;
+    a file that cannot be read, or files of several kinds, are a ValueError.
     """
     files = _find_files(data.dataset_name)
     if not files:
@@ -73,9 +69,7 @@ def dataset_arguments(data: DataArguments) -> dict:
         name = re.match(r"[a-z]*", file.name.lower())[0] if Path(data.dataset_name).is_dir() else "train"
         # The loader would take a bracket in a name for a pattern.
         splits.setdefault(SPLIT_NAMES.get(name, name), []).append(glob.escape(str(file)))
-    if _BUILDERS[kind] == "json":
-        _refuse_null(files)
-    features = [_read_header(file) for file in files] if _BUILDERS[kind] == "csv" else [None]
+    features = [_check_beginning(file) for file in files]
     arguments = {"path": _BUILDERS[kind], "data_files": splits, "features": features[0], "streaming": data.streaming}
     return arguments | _OPTIONS[kind]
 
@@ -110,19 +104,14 @@ def _explain_errors(*files: Path) -> Iterator[None]:
         raise ValueError(f"{', '.join(map(str, files))} cannot be read: {reason}. Expected {expected}.") from error
 
 
-def _refuse_null(files: list[Path]) -> None:
-    for file in files:
-        with _explain_errors(file), _open_text(file) as lines:
-            if re.match(r"\s*\[?\s*null\b", lines.read(100)):
-                raise ValueError("it begins with null")  # pyarrow 26 would end the process (segmentation fault)
-
-
-def _open_text(file: Path) -> TextIO:
-    return (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8-sig", newline="\n")
-
-
-def _read_header(file: Path) -> Features:
-    """Return the columns of a csv or tsv, which are strings."""
+def _check_beginning(file: Path) -> Features | None:
+    """Refuse what the loader would misread or end at; return the columns of a csv or tsv, which are strings."""
+    kind = _BUILDERS[extension(file)]
+    if kind == "json" and re.match(r"\s*\[?\s*null\b", read_text(file, 100)):
+        # pyarrow 26 would end the process (segmentation fault).
+        raise ValueError(f"{file} cannot be read: it begins with null. Expected {_EXPECTED[kind]}.")
+    if kind != "csv":
+        return None
     with _explain_errors(file):
         rows = pd.read_csv(file, header=None, nrows=2, dtype=str, **_OPTIONS[extension(file)])
         names = rows.iloc[0].tolist()
@@ -133,10 +122,11 @@ def _read_header(file: Path) -> Features:
     return Features({name or f"Unnamed: {number}": Value("string") for number, name in enumerate(names)})  # as pandas
 
 
-def read_lines(file: Path) -> list[str]:
-    """Return the lines of a text file, gzipped or not."""
-    with _explain_errors(file), _open_text(file) as lines:
-        return [line.rstrip("\r\n") for line in lines]
+def read_text(file: Path, characters: int = -1) -> str:
+    """Return the text of a file, gzipped or not, or the first ``characters`` of it."""
+    open_file = gzip.open if file.suffix == ".gz" else open
+    with _explain_errors(file), open_file(file, "rt", encoding="utf-8-sig") as text:
+        return text.read(characters)
 
 
 def load_labelled_examples(
@@ -164,9 +154,9 @@ def load_texts(file: str | Path, text_column: str | None = None, pair_column: st
         rows, data = _load_file(file), DataArguments(text_column=text_column, text_pair_column=pair_column)
         columns = [[text or "" for text in rows[name]] for name in find_text_columns(rows, data)]
         return list(zip(*columns, strict=True)) if pair_column else columns[0]
-    if not (lines := read_lines(Path(file))):
+    if not (text := read_text(Path(file))):
         raise ValueError(f"{file} is empty; expected at least one text.")
-    return lines
+    return text.removesuffix("\n").split("\n")
 
 
 def _load_file(file: str | Path) -> Dataset:
