@@ -61,8 +61,13 @@ if TYPE_CHECKING:
     from peft_helpers.modeling import check_model, lora_arguments, model_arguments, prepare_model
     from peft_helpers.pipeline import load_adapter, load_recipe, reload_arguments, run
     from peft_helpers.sources.bbc_news import load_bbc_news
-    from peft_helpers.sources.documents import load_documents
-    from peft_helpers.sources.files import dataset_arguments, load_labelled_examples, load_splits, load_texts
+    from peft_helpers.sources.files import (
+        dataset_arguments,
+        load_documents,
+        load_labelled_examples,
+        load_splits,
+        load_texts,
+    )
     from peft_helpers.submission.checklist import check_submission, package_submission
     from peft_helpers.tokenization import tokenize_dataset, tokenize_splits
     from peft_helpers.training import CLASSIFICATION, make_arguments, make_trainer, predict

@@ -1,21 +1,21 @@
-"""Datasets from local files and from the Hub: arguments of ``load_dataset``, and errors that name the file."""
+"""Labelled examples, texts and documents from local files and the Hub; an error that a file causes names it."""
 
 import csv
 import glob
 import gzip
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 from datasets import Dataset, DatasetDict, Features, IterableDatasetDict, Value, load_dataset
 
-from peft_helpers.arguments import BBC_NEWS, Arguments, DataArguments
+from peft_helpers.arguments import BBC_NEWS, WIKITEXT, Arguments, DataArguments
 from peft_helpers.columns import find_text_columns
-from peft_helpers.data import SPLIT_NAMES, prepare_splits, read_rows
+from peft_helpers.data import SPLIT_NAMES, carve_missing_splits, keep_rows, prepare_splits, read_rows, rename_splits
 from peft_helpers.distributed import process_state
-from peft_helpers.sources.bbc_news import load_bbc_news
+from peft_helpers.sources.bbc_news import load_bbc_news, load_bbc_topic
 from peft_helpers.sources.streaming import prepare_stream
 from peft_helpers.tokenization import Text
 
@@ -61,7 +61,7 @@ def dataset_arguments(data: DataArguments) -> dict:
     files = _find_files(data.dataset_name)
     if not files:
         return {"path": data.dataset_name, "name": data.dataset_config_name, "streaming": data.streaming}
-    kind, *others = {extension(file) for file in files}
+    kind, *others = {_extension(file) for file in files}
     if others:
         raise ValueError(f"The files {[file.name for file in files]} are of several kinds; keep one of them.")
     splits = {}
@@ -77,17 +77,17 @@ def dataset_arguments(data: DataArguments) -> dict:
 def _find_files(dataset_name: str) -> list[Path]:
     """Return the file, or those in the folder, of that name; none where it is no path but an id on the Hub."""
     path = Path(dataset_name)
-    if not (path.exists() or path.is_absolute() or dataset_name.startswith(".") or extension(path) in _BUILDERS):
+    if not (path.exists() or path.is_absolute() or dataset_name.startswith(".") or _extension(path) in _BUILDERS):
         return []
     there = sorted(path.iterdir()) if path.is_dir() else [path]
-    files = [file for file in there if file.is_file() and extension(file) in _BUILDERS]
+    files = [file for file in there if file.is_file() and _extension(file) in _BUILDERS]
     if not files:
         expected = f"Expected a file or a folder of files that end in {', '.join(_BUILDERS)}"
         raise FileNotFoundError(f"dataset_name is {dataset_name!r}: no data file there. {expected}.")
     return files
 
 
-def extension(path: Path) -> str:
+def _extension(path: Path) -> str:
     """Return the extension of ``path``, that before ``.gz`` if it is gzipped."""
     return Path(path.name.removesuffix(".gz")).suffix
 
@@ -100,20 +100,20 @@ def _explain_errors(*files: Path) -> Iterator[None]:
         if not files:
             raise  # of a dataset on the Hub
         reason = str(error.__cause__ or error).strip().removesuffix(".") or "it has no rows"
-        expected = _EXPECTED[_BUILDERS.get(extension(files[0]), "text")]
+        expected = _EXPECTED[_BUILDERS.get(_extension(files[0]), "text")]
         raise ValueError(f"{', '.join(map(str, files))} cannot be read: {reason}. Expected {expected}.") from error
 
 
 def _check_beginning(file: Path) -> Features | None:
     """Refuse what the loader would misread or end at; return the columns of a csv or tsv, which are strings."""
-    kind = _BUILDERS[extension(file)]
-    if kind == "json" and re.match(r"\s*\[?\s*null\b", read_text(file, 100)):
+    kind = _BUILDERS[_extension(file)]
+    if kind == "json" and re.match(r"\s*\[?\s*null\b", _read_text(file, 100)):
         # pyarrow 26 would end the process (segmentation fault).
         raise ValueError(f"{file} cannot be read: it begins with null. Expected {_EXPECTED[kind]}.")
     if kind != "csv":
         return None
     with _explain_errors(file):
-        rows = pd.read_csv(file, header=None, nrows=2, dtype=str, **_OPTIONS[extension(file)])
+        rows = pd.read_csv(file, header=None, nrows=2, dtype=str, **_OPTIONS[_extension(file)])
         names = rows.iloc[0].tolist()
         is_one_field = len(names) == 1 and re.search(r"[;\t|,]", names[0])
         has_number = any(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in names)
@@ -122,7 +122,7 @@ def _check_beginning(file: Path) -> Features | None:
     return Features({name or f"Unnamed: {number}": Value("string") for number, name in enumerate(names)})  # as pandas
 
 
-def read_text(file: Path, characters: int = -1) -> str:
+def _read_text(file: Path, characters: int = -1) -> str:
     """Return the text of a file, gzipped or not, or the first ``characters`` of it."""
     open_file = gzip.open if file.suffix == ".gz" else open
     with _explain_errors(file), open_file(file, "rt", encoding="utf-8-sig") as text:
@@ -150,14 +150,55 @@ def load_texts(file: str | Path, text_column: str | None = None, pair_column: st
 
     With ``pair_column`` they are pairs. A missing text is an empty one, so that the rows keep their places.
     """
-    if extension(Path(file)) != ".txt" or pair_column:
+    if _extension(Path(file)) != ".txt" or pair_column:
         rows, data = _load_file(file), DataArguments(text_column=text_column, text_pair_column=pair_column)
         columns = [[text or "" for text in rows[name]] for name in find_text_columns(rows, data)]
         return list(zip(*columns, strict=True)) if pair_column else columns[0]
-    if not (text := read_text(Path(file))):
+    if not (text := _read_text(Path(file))):
         raise ValueError(f"{file} is empty; expected at least one text.")
     return text.removesuffix("\n").split("\n")
 
 
 def _load_file(file: str | Path) -> Dataset:
     return load_raw(DataArguments(dataset_name=str(Path(file).absolute())))["train"]
+
+
+def load_documents(args: Arguments) -> DatasetDict:
+    """Return train, validation and test of ``args.data.dataset_name``, one column ``text``, a row a document.
+
+    Documents are the articles of WikiText and of BBC News (of the topic ``args.data.dataset_config_name``), what stands
+    between blank lines in a ``.txt`` file, and else the rows. Blank ones are left out. Missing splits are carved out of
+    train by document: a fifth for the test, then a tenth for the validation. A document that occurs twice is kept once,
+    in the test rather than elsewhere; a line says how many are left out. A file that cannot be read, or
+    that has no column of texts, is a ValueError.
+    """
+    if args.data.dataset_name == BBC_NEWS:
+        return load_bbc_topic(args.data.dataset_config_name)
+    splits = _read_documents(args.data)
+    texts = [(name, text.strip()) for name in ("test", "validation", "train") for text in splits.get(name, [])]
+    rows = pd.DataFrame(texts, columns=["split", "text"]).assign(label=0)
+    rows = rows[rows["text"] != ""]
+    rows = keep_rows(rows, ~rows.duplicated("text"), "stand in another split, or twice in this one,")
+    rows = carve_missing_splits(rows, None, args.training.seed)
+    documents = DatasetDict()
+    for name in ("train", "validation", "test"):
+        documents[name] = Dataset.from_dict({"text": rows["text"][rows["split"] == name].tolist()})
+    return documents
+
+
+def _read_documents(data: DataArguments) -> dict[str, list[str]]:
+    file = Path(data.dataset_name)
+    if _extension(file) == ".txt":
+        return {"train": re.split(r"\n\s*\n", _read_text(file))}
+    raw = rename_splits(load_raw(data))
+    # The column that is named may be one of the labelled examples.
+    text_column = data.text_column if data.text_column in raw["train"].column_names else None
+    [column] = find_text_columns(raw["train"], DataArguments(text_column=text_column))
+    join = join_articles if data.dataset_name == WIKITEXT else list
+    return {name: join(text or "" for text in rows[column]) for name, rows in raw.items()}
+
+
+def join_articles(lines: Iterable[str]) -> list[str]:
+    """Join the rows of WikiText, which are lines, to articles; each begins with its title, `` = Title = ``."""
+    # The titles of sections have more equals signs.
+    return re.split(r"^(?= = [^=].* = $)", "".join(lines), flags=re.MULTILINE)
