@@ -41,10 +41,7 @@ def load_bbc_news() -> DatasetDict:
 
 
 def load_bbc_topic(topic: str) -> DatasetDict:
-    """Return the texts of one topic, column ``text``, in the splits of `load_bbc_news`.
-
-    A topic that is not there is a ValueError that lists them.
-    """
+    """Return a topic's texts, column ``text``, in the splits of `load_bbc_news`; an unknown topic is a ValueError."""
     articles = load_bbc_news()
     names = articles["train"].features["label"].names
     if topic not in names:

@@ -180,10 +180,8 @@ def load_documents(args: Arguments) -> DatasetDict:
     rows = rows[rows["text"] != ""]
     rows = keep_rows(rows, ~rows.duplicated("text"), "stand in another split, or twice in this one,")
     rows = carve_missing_splits(rows, None, args.training.seed)
-    documents = DatasetDict()
-    for name in ("train", "validation", "test"):
-        documents[name] = Dataset.from_dict({"text": rows["text"][rows["split"] == name].tolist()})
-    return documents
+    documents = {name: rows["text"][rows["split"] == name].tolist() for name in ("train", "validation", "test")}
+    return DatasetDict({name: Dataset.from_dict({"text": texts}) for name, texts in documents.items()})
 
 
 def _read_documents(data: DataArguments) -> dict[str, list[str]]:
