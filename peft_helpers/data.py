@@ -7,8 +7,6 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset
 from peft_helpers.arguments import Arguments, DataArguments
 from peft_helpers.columns import find_columns, join_texts, name_labels, order_names
 
-SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}
-
 
 def prepare_splits(raw: DatasetDict, args: Arguments) -> DatasetDict:
     """Return train, validation and test with ``text``, of pairs ``text_pair`` (strings), ``label`` (``ClassLabel``).
@@ -66,7 +64,7 @@ def read_rows(
 
 def rename_splits(raw: DatasetDict) -> dict[str, Dataset | IterableDataset]:
     """Return train, validation (also named ``valid``, ``val`` or ``dev``) and test, as far as ``raw`` has them."""
-    renamed = {SPLIT_NAMES.get(name, name): split for name, split in raw.items()}
+    renamed = {"validation" if name in ("valid", "val", "dev") else name: split for name, split in raw.items()}
     if "train" not in renamed or len(renamed) < len(raw):
         raise ValueError(f"The dataset has the splits {list(raw)}; expected train, and at most one for validation.")
     return {name: split for name, split in renamed.items() if name in ("train", "validation", "test")}

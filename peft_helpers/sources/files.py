@@ -175,10 +175,9 @@ def load_documents(args: Arguments) -> DatasetDict:
     """Return train, validation and test of ``args.data.dataset_name``, one column ``text``, a row a document.
 
     Documents are the articles of WikiText and of BBC News (of the topic ``args.data.dataset_config_name``), what stands
-    between blank lines in a ``.txt`` file, and else the rows. Blank ones are left out. Missing splits are carved out of
-    train by document: a fifth for the test, then a tenth for the validation. A document that occurs twice is kept once,
-    in the test rather than elsewhere; a line says how many are left out. A file that cannot be read, or that has no
-    column of texts, is a ValueError.
+    between blank lines in a ``.txt`` file, and else the rows. Blank ones are left out, missing splits carved out as in
+    `prepare_splits`. A document that occurs twice is kept once, in the test rather than elsewhere; a line says how many
+    are left out. A file that cannot be read, or that has no column of texts, is a ValueError.
     """
     if args.data.dataset_name == BBC_NEWS:
         return load_bbc_topic(args.data.dataset_config_name)
