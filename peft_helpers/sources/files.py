@@ -113,7 +113,7 @@ def _explain_errors(*files: Path) -> Iterator[None]:
 
 
 def _check_beginning(file: Path) -> Features | None:
-    """Refuse what the loader would misread or end at; return the columns of a csv or tsv, which are strings."""
+    """Refuse what the loader would misread or crash on; return the columns of a csv or tsv, which are strings."""
     kind = _BUILDERS[_extension(file)]
     if kind == "json" and re.match(r"\s*\[?\s*null\b", _read_text(file, 100)):
         # pyarrow 26 would end the process (segmentation fault).
