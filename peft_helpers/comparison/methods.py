@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import peft
-from peft import PeftConfig, PeftModel
 from peft.utils.constants import DUMMY_TARGET_MODULES, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from transformers import PreTrainedModel
 
@@ -26,7 +25,7 @@ class Method:
     """
 
     learning_rate_factor: float
-    make_config: Callable[[Arguments, PreTrainedModel], PeftConfig] | None
+    make_config: Callable[[Arguments, PreTrainedModel], peft.PeftConfig] | None
     quantized: bool = False
 
 
@@ -43,8 +42,7 @@ def find_method(name: str) -> Method:
 def plan_comparison(args: Arguments) -> list[tuple[str, int]]:
     """Return the runs of ``args.comparison``: each method with its seed, those of `REPEATED` with several.
 
-    Raises:
-        ValueError: a method is not known, or refused, or ``comparison_file`` cannot be used; see `read_results`.
+    A ValueError tells of a method that `find_method` refuses, or a ``comparison_file`` that `read_results` refuses.
     """
     names = list(dict.fromkeys(args.comparison.comparison_methods))
     names = list(METHODS) if names == ["all"] else [] if names == ["none"] else names
@@ -55,7 +53,7 @@ def plan_comparison(args: Arguments) -> list[tuple[str, int]]:
     return [(name, seed) for name in names for seed in (seeds if name in REPEATED else seeds[:1])]
 
 
-def adapt_model(model: PreTrainedModel, method: Method, args: Arguments) -> PreTrainedModel | PeftModel:
+def adapt_model(model: PreTrainedModel, method: Method, args: Arguments) -> PreTrainedModel | peft.PeftModel:
     """Return ``model`` with only those parameters trainable that ``method`` trains."""
     return model if method.make_config is None else peft.get_peft_model(model, method.make_config(args, model))
 

@@ -1,6 +1,7 @@
-"""Several methods trained and tested alike; each result is kept as soon as it is there."""
+"""Several methods trained and tested alike, in the time that is given; each result is kept as soon as it is there."""
 
 import gc
+import math
 import tempfile
 import time
 from contextlib import suppress
@@ -16,12 +17,11 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from peft_helpers.adapters import describe_recipe
 from peft_helpers.analysis.adapter_checks import adapter_size
-from peft_helpers.analysis.linear_probe import SHORT_RUN, STRENGTH, fit_head
+from peft_helpers.analysis.linear_probe import SHORT_RUN, STRENGTH, count_in_steps, fit_head
 from peft_helpers.analysis.report import describe_environment
 from peft_helpers.arguments import Arguments
-from peft_helpers.batches import EVALUATION_SHARE, LengthTrainer, StepTimer, examples_per_update
+from peft_helpers.batches import EVALUATION_SHARE, LengthTrainer, StepTimer, examples_per_update, format_seconds
 from peft_helpers.comparison.baselines import BASELINES, plan_baselines, run_baseline, score_predictions
-from peft_helpers.comparison.budget import fit_to_budget
 from peft_helpers.comparison.methods import METHODS, adapt_model, find_method, learning_rate, plan_comparison
 from peft_helpers.comparison.tables import read_results, write_results
 from peft_helpers.distributed import call_glibc, keep_freed_memory, process_state
@@ -31,6 +31,8 @@ from peft_helpers.tokenization import tokenize_splits
 from peft_helpers.training import CLASSIFICATION, NO_EVALUATION, predict
 
 RELOADED = 64  # test examples that a reloaded adapter has to predict alike
+FEWEST_STEPS = 20  # of those that a comparison may be shortened to
+Runs = list[tuple[str, int]]  # methods with their seeds
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,8 @@ def compare_methods(dataset: DatasetDict, args: Arguments) -> tuple[list[dict], 
     """Run the baselines and ``comparison_methods``; return their results and the true labels of the test examples.
 
     A result in ``comparison_file`` of the same options, versions, device and examples is not run again. A method that
-    fails has an ``error``, and the others go on. What does not fit into ``comparison_minutes`` is left out.
-
-    Raises:
-        ValueError: see `check_comparison` and `plan_comparison`.
+    fails has an ``error``, and the others go on. What does not fit into ``comparison_minutes`` is left out. For a
+    ValueError, see `check_comparison` and `plan_comparison`.
     """
     check_comparison(args)
     runs, baselines = plan_comparison(args), [(name, args.training.seed) for name in plan_baselines(args)]
@@ -77,6 +77,36 @@ def compare_methods(dataset: DatasetDict, args: Arguments) -> tuple[list[dict], 
         runs, args = fit_to_budget(runs, args, {name: time_method(name, args, data) for name in dict(runs)})
     results = find_or_run([(name, args.replace(seed=seed), data) for name, seed in [*baselines, *runs]])
     return results, np.array(dataset["test"]["label"][:])
+
+
+def fit_to_budget(runs: Runs, args: Arguments, seconds: dict[str, tuple[float, float]]) -> tuple[Runs, Arguments]:
+    """Return the runs, and the arguments with the steps, that fit into ``comparison_minutes``; print what they take.
+
+    ``seconds`` has for each method those of a run without its steps, and those of a step. What is left out is printed;
+    the quickest method always stays.
+    """
+    budget, asked = 60 * args.comparison.comparison_minutes, args.comparison.comparison_steps
+    fitting, left_out, steps = list(runs), [], asked
+
+    def total(steps: int) -> float:
+        return sum(seconds[name][0] + count_in_steps(steps) * seconds[name][1] for name, _ in fitting)
+
+    for seed in sorted({seed for _, seed in runs}, reverse=True)[:-1]:
+        if total(steps) > budget:
+            fitting = [run for run in fitting if run[1] != seed]
+            left_out.append(f"seed {seed}")
+    while total(steps) > budget and steps > FEWEST_STEPS:  # by halves: the next time it should be as many again
+        steps = max(FEWEST_STEPS, steps // 2)
+    if steps < asked:
+        left_out.append(f"{asked - steps} of {asked} steps")
+    for run in sorted(fitting, key=lambda run: -(seconds[run[0]][1] or math.inf))[:-1]:  # first what failed
+        if total(steps) > budget:
+            fitting.remove(run)
+            left_out.append(run[0])
+    print(f"{len(fitting)} to run, {steps} steps each: about {format_seconds(total(steps))} here.")
+    if left_out:
+        print(f"To fit into --comparison_minutes {budget / 60:g}, these are left out: {', '.join(left_out)}.")
+    return fitting, args.replace(comparison_steps=steps)
 
 
 def find_or_run(runs: list[tuple[str, Arguments, Prepared]]) -> list[dict]:
@@ -186,8 +216,7 @@ def _check_reload(model: PeftModel, args: Arguments, data: Prepared) -> float:
     test = data.tokenized["test"]
     some = test.select(range(min(RELOADED, test.num_rows)))
     # With another seed, what was not saved of the head comes back as other random numbers, and shows.
-    other = args.replace(seed=args.training.seed ^ 1)
-    base = load_model(other, data.tokenizer, CLASSIFICATION, data.label_names)
+    base = load_model(args.replace(seed=args.training.seed ^ 1), data.tokenizer, CLASSIFICATION, data.label_names)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         reloaded = PeftModel.from_pretrained(base, folder)
