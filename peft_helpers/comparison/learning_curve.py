@@ -13,7 +13,7 @@ from peft_helpers.analysis.significance import f1_interval
 from peft_helpers.arguments import Arguments
 from peft_helpers.batches import count_steps, format_seconds
 from peft_helpers.comparison.baselines import BASELINES
-from peft_helpers.comparison.runner import Prepared, check_comparison, find_or_run, find_result, prepare, time_method
+from peft_helpers.comparison.runner import check_comparison, find_or_run, find_result, prepare, time_method
 from peft_helpers.comparison.tables import summarize_methods
 from peft_helpers.data import take_stratified
 
@@ -27,17 +27,23 @@ def measure_learning_curve(dataset: DatasetDict, args: Arguments) -> tuple[list[
     Results are as in `compare_methods`, and are kept and found like them.
     Each of ``comparison_seeds`` seeds draws a head and stratified samples, the smaller within the larger. Every method
     is trained for ``num_train_epochs`` passes, but for ``comparison_steps`` steps at least: a few passes over a few
-    examples change too little (Zhang et al. 2021, arXiv 2006.05987). ``comparison_minutes`` does not count.
-
-    Raises:
-        ValueError: see `check_comparison`, `choose_sizes` and `read_results`.
+    examples change too little (Zhang et al. 2021, arXiv 2006.05987). ``comparison_minutes`` does not count. For a
+    ValueError, see `check_comparison`, `choose_sizes` and `read_results`.
     """
     check_comparison(args)
-    sizes = choose_sizes(dataset["train"].num_rows, args)
-    seeds = range(args.training.seed, args.training.seed + args.comparison.comparison_seeds)
-    samples = [_take_sample(dataset, args.replace(seed=seed), size) for seed in seeds for size in sizes]
-    runs = [(name, args, data) for args, data in samples for name in COMPARED]
-    _tell_time(runs)
+    sizes, labels = choose_sizes(dataset["train"].num_rows, args), dataset["train"].select_columns("label").to_pandas()
+    runs = []
+    for seed in range(args.training.seed, args.training.seed + args.comparison.comparison_seeds):
+        for size in sizes:
+            train = dataset["train"].select(take_stratified(labels, size, seed).index)
+            data = prepare(DatasetDict(train=train, test=dataset["test"]), args)
+            steps = max(count_steps(data.tokenized["train"], args.training), args.comparison.comparison_steps)
+            runs += [(name, args.replace(seed=seed, comparison_steps=steps), data) for name in COMPARED]
+    to_do = [run for run in runs if not find_result(*run)]
+    trained = [(name, args.comparison.comparison_steps) for name, args, _ in to_do if name not in BASELINES]
+    seconds = {name: time_method(name, *runs[-1][1:]) for name in dict(trained)}  # on the largest sample
+    total = format_seconds(sum(seconds[name][0] + count_in_steps(steps) * seconds[name][1] for name, steps in trained))
+    print(f"{len(to_do)} of {len(runs)} to run: about {total} for the {len(trained)} that train the model.", flush=True)
     return find_or_run(runs), np.array(dataset["test"]["label"][:])
 
 
@@ -51,22 +57,6 @@ def choose_sizes(examples: int, args: Arguments) -> list[int]:
             "smaller ones, or take more examples (--max_train_samples)."
         )
     return sizes
-
-
-def _take_sample(dataset: DatasetDict, args: Arguments, size: int) -> tuple[Arguments, Prepared]:
-    labels = pd.DataFrame({"label": dataset["train"]["label"][:]})
-    train = dataset["train"].select(take_stratified(labels, size, args.training.seed).index)
-    data = prepare(DatasetDict(train=train, test=dataset["test"]), args)
-    steps = count_steps(data.tokenized["train"], args.training)
-    return args.replace(comparison_steps=max(steps, args.comparison.comparison_steps)), data
-
-
-def _tell_time(runs: list[tuple[str, Arguments, Prepared]]) -> None:
-    to_do = [run for run in runs if not find_result(*run)]
-    trained = [(name, args.comparison.comparison_steps) for name, args, _ in to_do if name not in BASELINES]
-    seconds = {name: time_method(name, *runs[-1][1:]) for name in dict(trained)}  # on the largest sample
-    total = format_seconds(sum(seconds[name][0] + count_in_steps(steps) * seconds[name][1] for name, steps in trained))
-    print(f"{len(to_do)} of {len(runs)} to run: about {total} for the {len(trained)} that train the model.", flush=True)
 
 
 def summarize_learning_curve(results: list[dict], references: np.ndarray) -> pd.DataFrame:
