@@ -40,10 +40,7 @@ def search_hyperparameters(dataset: DatasetDict, args: Arguments) -> "optuna.Stu
     value of a trial is the best macro F1 on validation in its course, for which `make_trainer` would keep the
     checkpoint; one that falls below the median is pruned. Earlier trials count if options, data, versions and device
     are the same. `run` has evaluated the untuned model before it draws LoRA's weights: with the same seed, these are
-    other ones.
-
-    Raises:
-        ValueError: there are no validation examples; see also `check_search`.
+    other ones. Without validation examples this is a ValueError; see also `check_search`.
     """
     check_search(args)
     if not dataset.get("validation"):
@@ -55,15 +52,26 @@ def search_hyperparameters(dataset: DatasetDict, args: Arguments) -> "optuna.Stu
     file = optuna.storages.journal.JournalFileBackend(str(output_dir / "trials.jsonl"))
     storage = optuna.storages.JournalStorage(file)
     name = fingerprint(f"search with Optuna {optuna.__version__}", args, data)
-    place = {"storage": storage, "study_name": name, "load_if_exists": True, "direction": "maximize"}
-    study = optuna.create_study(**place)
+    options = {"storage": storage, "study_name": name, "load_if_exists": True, "direction": "maximize"}
+    study = optuna.create_study(**options)
     with tempfile.TemporaryDirectory() as folder:
         trainer = _make_trainer(data, args.replace(output_dir=folder, tune_threshold=False, **NO_CHECKPOINTS))
         with explain_out_of_memory(trainer):
             for number in range(len(tabulate_trials(study)), total):
                 if number == 0:
                     study.enqueue_trial(args.describe())
-                _run_trial(trainer, place, args.training.seed + number)
+                trainer.hyperparameter_search(
+                    hp_space=lambda trial: {
+                        name: value for name, value in trial.params.items() if hasattr(trainer.args, name)
+                    },
+                    compute_objective=lambda metrics: max(metrics["eval_f1"], trainer.state.best_metric or 0),
+                    n_trials=1,
+                    backend="optuna",
+                    # Each has its own: one that goes on from an interruption would draw what it has drawn before.
+                    sampler=optuna.samplers.TPESampler(seed=args.training.seed + number),
+                    pruner=optuna.pruners.MedianPruner(n_warmup_steps=3),
+                    **options,
+                )
                 table = tabulate_trials(study)
                 left = format_seconds(table["seconds"].mean() * (total - len(table)))
                 last = table.iloc[-1].to_json(double_precision=5)
@@ -112,16 +120,3 @@ def suggest(trial: "optuna.Trial", args: Arguments) -> dict[str, object]:
     for name, factor in ranges.items():
         trial.suggest_float(name, given[name] / factor, given[name] * factor, log=True)
     return trial.params
-
-
-def _run_trial(trainer: LengthTrainer, place: dict[str, object], seed: int) -> None:
-    trainer.hyperparameter_search(
-        hp_space=lambda trial: {name: value for name, value in trial.params.items() if hasattr(trainer.args, name)},
-        compute_objective=lambda metrics: max(metrics["eval_f1"], trainer.state.best_metric or 0),
-        n_trials=1,
-        backend="optuna",
-        # Each trial has its own: a sampler that goes on from an interruption would draw what it has drawn before.
-        sampler=optuna.samplers.TPESampler(seed=seed),
-        pruner=optuna.pruners.MedianPruner(n_warmup_steps=3),
-        **place,
-    )
