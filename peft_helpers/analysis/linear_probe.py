@@ -1,7 +1,5 @@
 """What the hidden states of a model tell before it is trained: features, and a head for the training to start from."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
@@ -39,15 +37,14 @@ def fit_head(
     if not args.training.disable_tqdm:
         print(f"{steps} steps are few for a random head: it starts as logistic regression on the frozen features.")
     layer = [each for each in model.modules() if isinstance(each, torch.nn.Linear) and each.weight.requires_grad][-1]
-    states = _read_states(model, layer, tokenizer, train, args, lambda states: states[-1])
+    states = _read_states(model, layer, tokenizer, train, args)
     scale = StandardScaler(with_mean=False).fit(states).scale_
     options = {"fit_intercept": layer.bias is not None, "class_weight": args.training.class_weights}
     probe = LogisticRegression(C=STRENGTH, max_iter=1000, **options).fit(states / scale, labels)
-    for name, values in (("weight", probe.coef_ / scale), ("bias", probe.intercept_)):
-        if len(values) == 1:  # of two labels: how much the second one is ahead
-            values = np.concatenate([-values, values]) / 2
-        if getattr(layer, name) is not None:
-            getattr(layer, name).data.copy_(torch.from_numpy(values))
+    fitted = {"weight": torch.from_numpy(probe.coef_ / scale), "bias": torch.from_numpy(probe.intercept_)}
+    if len(probe.coef_) == 1:  # of two labels: how much the second one is ahead
+        fitted = {name: torch.cat([-values, values]) / 2 for name, values in fitted.items()}
+    layer.load_state_dict(fitted, strict=False)  # it may have no bias
 
 
 def count_in_steps(steps: int) -> float:
@@ -58,38 +55,31 @@ def count_in_steps(steps: int) -> float:
 def mean_hidden_states(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, args: Arguments
 ) -> np.ndarray:
-    """Return the mean of a classifier's last hidden states over the real tokens, shape (texts, hidden size).
-
-    Of a text in several chunks it is their mean.
-    """
-    means = _read_states(model, model.base_model, tokenizer, dataset, args, lambda states: states.mean(0))
+    """Return the mean last hidden state of each text, of chunks the mean of theirs, shape (texts, hidden size)."""
+    means = _read_states(model, model.base_model, tokenizer, dataset, args)
     starts = np.flatnonzero(dataset["is_first"])
-    chunks = np.diff(starts, append=dataset.num_rows)
-    return np.add.reduceat(means, starts) / chunks[:, None]
+    return np.add.reduceat(means, starts) / np.diff(starts, append=dataset.num_rows)[:, None]
 
 
 @torch.no_grad()  # what is converted here is trained with later
 def _read_states(
-    model: PreTrainedModel, layer: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, dataset: Dataset,
-    args: Arguments, pool: Callable[[torch.Tensor], torch.Tensor],
-) -> np.ndarray:  # fmt: skip
-    """Return ``pool`` of the states of each example, without padding, that come out of the model or into the head."""
-    order, found, collate = longest_first(dataset), [], DataCollatorWithPadding(tokenizer)
-    known = [name for name in tokenizer.model_input_names if name in dataset.column_names]
-    rows = dataset.select_columns(known).select(order)
-    lengths = np.array(dataset["length"][:])[order].tolist()
-    remaining = iter(lengths)
-
-    def collect(module: torch.nn.Module, inputs: tuple, output: dict | torch.Tensor) -> None:
-        for states in output[0] if module is model.base_model else inputs[0]:
-            length = next(remaining)
-            found.append(pool(states[:length] if states.ndim == 2 else states[None]).float().cpu())  # or pooled before
-
+    model: PreTrainedModel, layer: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, split: Dataset, args: Arguments
+) -> np.ndarray:
+    """Return, of each example without padding, the mean state out of the model, or the last state into the head."""
+    order, found, collate = longest_first(split), [], DataCollatorWithPadding(tokenizer)
+    known = [name for name in tokenizer.model_input_names if name in split.column_names]
+    rows = split.select_columns(known).select(order)
+    lengths = np.array(split["length"][:])[order].tolist()
     device, dtype = args.training.device, args.training.dtype
     model.eval().to(device)
     if dtype == torch.bfloat16:
         hold_in_bfloat16(model)
-    with layer.register_forward_hook(collect), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    is_base, read = layer is model.base_model, []
+    hook = layer.register_forward_hook(lambda _, inputs, output: read.append(output[0] if is_base else inputs[0]))
+    with hook, torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         for batch in batch_by_tokens(lengths, args.training.eval_batch_size):
             model(**collate([*rows.select(batch)]).to(device))
+            for number, states in zip(batch, read.pop(), strict=True):
+                states = states[: lengths[number]] if states.ndim == 2 else states[None]  # or pooled before
+                found.append((states.mean(0) if is_base else states[-1]).float().cpu())
     return torch.stack(found).numpy()[np.argsort(order)]
