@@ -20,15 +20,13 @@ def f1_interval(
     ``predictions`` are label numbers, shape (examples,), or (models, examples) for the mean F1 of several models.
     With ``minus``, of the same form, the interval is that of the difference of the two means.
     """
-    groups = [np.atleast_2d(group) for group in (predictions, minus) if group is not None]
-    weights = np.concatenate(
-        [np.full(len(each), sign / len(each)) for each, sign in zip(groups, (1, -1), strict=False)]
-    )
+    groups = {sign: np.atleast_2d(group) for sign, group in ((1, predictions), (-1, minus)) if group is not None}
+    weights = np.concatenate([np.full(len(group), sign / len(group)) for sign, group in groups.items()])
 
     def mean_f1(references: np.ndarray, *models: np.ndarray, axis: int) -> np.ndarray:
         return weights @ np.stack([macro_f1(predictions, references) for predictions in models])
 
-    return tuple(map(float, _bootstrap(mean_f1, references, *np.concatenate(groups))))
+    return tuple(map(float, _bootstrap(mean_f1, references, *np.concatenate([*groups.values()]))))
 
 
 def macro_f1(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
@@ -61,15 +59,15 @@ def compare_paired(left: np.ndarray, right: np.ndarray, references: np.ndarray) 
 
     All are label numbers, shape (examples,). Each resample of the bootstrap takes the same examples of both models.
     """
-
-    def difference(references: np.ndarray, left: np.ndarray, right: np.ndarray, axis: int = -1) -> np.ndarray:
-        accuracy = (right == references).mean(axis) - (left == references).mean(axis)
-        return np.stack([accuracy, macro_f1(right, references) - macro_f1(left, references)])
-
-    accuracy, f1 = difference(references[None], left[None], right[None])[:, 0].tolist()
-    of_accuracy, of_f1 = np.transpose(_bootstrap(difference, references, left, right)).tolist()
-    scores = {"accuracy": accuracy, "f1": f1, "accuracy_interval": of_accuracy, "f1_interval": of_f1}
-    return scores | {"mcnemar_p_value": mcnemar_p_value(left == references, right == references)}
+    of_left, of_right = left == references, right == references
+    gains = of_right.astype(int) - of_left
+    return {
+        "accuracy": float(gains.mean()),
+        "f1": (macro_f1(right[None], references[None]) - macro_f1(left[None], references[None])).item(),
+        "accuracy_interval": [float(bound) for bound in _bootstrap(np.mean, gains)],
+        "f1_interval": [*f1_interval(right, references, minus=left)],
+        "mcnemar_p_value": mcnemar_p_value(of_left, of_right),
+    }
 
 
 def check_same_examples(left: np.ndarray, right: np.ndarray) -> None:
