@@ -4,20 +4,14 @@ import time
 
 import numpy as np
 import torch
+import transformers
 from datasets import DatasetDict
 from scipy.special import log_softmax, logsumexp
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.preprocessing import StandardScaler
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    DataCollatorForSeq2Seq,
-    EvalPrediction,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from peft_helpers.analysis.linear_probe import mean_hidden_states
@@ -34,11 +28,12 @@ from peft_helpers.training import CLASSIFICATION
 
 CONTENT_FREE = ("N/A", "", "[MASK]")  # as Zhao et al. 2021 take them
 QUESTION = "\n\nThe text above is about"  # the best of 5 on BBC News' validation examples, second on SST-2
+Answer = tuple[EvalPrediction, int]  # the output on the test examples, and the number of weights that were learned
 
 
 def plan_baselines(args: Arguments) -> list[str]:
     """Return the names of all baselines, that of prompting only if the model is a language model."""
-    architectures = AutoConfig.from_pretrained(args.model.model_name_or_path).architectures or []
+    architectures = transformers.AutoConfig.from_pretrained(args.model.model_name_or_path).architectures or []
     is_language_model = not set(architectures).isdisjoint(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     return [name for name in BASELINES if name != PROMPTED or is_language_model]
 
@@ -51,16 +46,14 @@ def run_baseline(name: str, dataset: DatasetDict, tokenizer: PreTrainedTokenizer
     return row | dict.fromkeys(("parameters", "peak_memory_mb", "adapter_mb"), np.nan) | score_predictions(output)
 
 
-def classify_with_tfidf(dataset: DatasetDict, seed: int) -> tuple[EvalPrediction, int]:
-    """Return the output of TF-IDF and logistic regression on the test examples, and its number of weights."""
+def classify_with_tfidf(dataset: DatasetDict, seed: int) -> Answer:
+    """Return what TF-IDF and logistic regression answer."""
     texts, vectorizer = [join_texts(dataset[name][:]) for name in ("train", "test")], TfidfVectorizer(sublinear_tf=True)
     return _classify(dataset, vectorizer.fit_transform(texts[0]), vectorizer.transform(texts[1]), [1, 10, 100], seed)
 
 
-def classify_with_features(
-    dataset: DatasetDict, tokenizer: PreTrainedTokenizerBase, args: Arguments
-) -> tuple[EvalPrediction, int]:
-    """Return the output of `mean_hidden_states` and logistic regression on the test examples, and its weights."""
+def classify_with_features(dataset: DatasetDict, tokenizer: PreTrainedTokenizerBase, args: Arguments) -> Answer:
+    """Return what logistic regression on `mean_hidden_states` answers."""
     model = load_model(args, tokenizer, CLASSIFICATION, dataset["test"].features["label"].names)
     splits = [tokenize_dataset(dataset[name], tokenizer) for name in ("train", "test")]
     train, test = (mean_hidden_states(model, tokenizer, split, args) for split in splits)
@@ -69,19 +62,16 @@ def classify_with_features(
     return _classify(dataset, scaler.transform(train), scaler.transform(test), strengths, args.training.seed)
 
 
-def _classify(
-    dataset: DatasetDict, train: np.ndarray, test: np.ndarray, strengths: list[float], seed: int
-) -> tuple[EvalPrediction, int]:
-    """Fit logistic regression to the features ``train`` and return what it makes of ``test``, rows as in ``dataset``.
+def _classify(dataset: DatasetDict, train: np.ndarray, test: np.ndarray, strengths: list[float], seed: int) -> Answer:
+    """Return what logistic regression on ``train`` answers on ``test``, both features with the rows of ``dataset``.
 
-    Cross-validation on the training examples chooses the strength of its regularization.
+    Cross-validation on ``train`` chooses from ``strengths``, scikit-learn's C.
     """
     label, labels = dataset["train"].features["label"], np.asarray(dataset["train"]["label"][:])
     folds = int(np.clip(np.unique(labels, return_counts=True)[1].min(), 2, 5))
     folds = StratifiedKFold(folds, shuffle=True, random_state=seed)
     model = LogisticRegression(solver="newton-cg", max_iter=1000)  # on TF-IDF several times as fast as the default
-    scores = {"scoring": "f1_macro", "error_score": 0}  # of one label only
-    search = GridSearchCV(model, {"C": strengths}, cv=folds, **scores)
+    search = GridSearchCV(model, {"C": strengths}, cv=folds, scoring="f1_macro", error_score=0)  # 0: of one label only
     classifier = search.fit(train, labels).best_estimator_
     probabilities = np.zeros((dataset["test"].num_rows, label.num_classes))
     probabilities[:, classifier.classes_] = classifier.predict_proba(test)
@@ -89,18 +79,16 @@ def _classify(
     return output, classifier.coef_.size + classifier.intercept_.size
 
 
-def classify_with_prompts(
-    dataset: DatasetDict, tokenizer: PreTrainedTokenizerBase, args: Arguments
-) -> tuple[EvalPrediction, int]:
-    """Return how likely the language model finds the name of each label after each test text and `QUESTION`; and 0.
+def classify_with_prompts(dataset: DatasetDict, tokenizer: PreTrainedTokenizerBase, args: Arguments) -> Answer:
+    """Return how likely the language model finds the name of each label after each test text and `QUESTION`.
 
     The scores are log-probabilities in nats, minus those that inputs without content get on average: contextual
     calibration (Zhao et al. 2021, arXiv 2102.09690). Names such as 0 and LABEL_1 mean nothing to it: it can only guess.
     """
     names, test = dataset["test"].features["label"].names, dataset["test"]
     arguments = model_arguments(args.model) | {"dtype": args.training.dtype}
-    model = AutoModelForCausalLM.from_pretrained(args.model.model_name_or_path, **arguments).to(best_device())
-    prepare_model(model, tokenizer)
+    model = transformers.AutoModelForCausalLM.from_pretrained(args.model.model_name_or_path, **arguments)
+    prepare_model(model.to(best_device()), tokenizer)
     words = [QUESTION, *(f" {name}" for name in names)]
     question, *answers = tokenizer(words, add_special_tokens=False)["input_ids"]
     texts = tokenizer([*CONTENT_FREE, *join_texts(test[:])], truncation=True)["input_ids"]
@@ -120,8 +108,8 @@ def score_answers(
         {"input_ids": [*prompt, *answer][-last:], "labels": [*[-100] * len(prompt), *answer][-last:]}
         for prompt, answer in pairs
     ]
-    lengths, scores, collate = np.array([len(row["labels"]) for row in rows]), [], DataCollatorForSeq2Seq(tokenizer)
-    order = np.argsort(-lengths)
+    lengths, scores = np.array([len(row["labels"]) for row in rows]), []
+    order, collate = np.argsort(-lengths), transformers.DataCollatorForSeq2Seq(tokenizer)
     for batch in batch_by_tokens(lengths[order].tolist(), max_rows):
         inputs = collate([rows[number] for number in order[batch]]).to(model.device)
         labels = inputs.pop("labels")
