@@ -18,36 +18,26 @@ REPEATED = ("lora-r8", "dora")  # methods that run with `comparison_seeds` seeds
 
 @dataclass(frozen=True)
 class Method:
-    """One way of fine-tuning.
+    """One way of fine-tuning."""
 
-    ``learning_rate_factor`` times ``learning_rate``, which is LoRA's, is the learning rate that suits the method.
-    ``make_config`` is None for full fine-tuning, in which PEFT has no part.
-    """
-
-    learning_rate_factor: float
-    make_config: Callable[[Arguments, PreTrainedModel], peft.PeftConfig] | None
+    learning_rate_factor: float  # times --learning_rate, which is LoRA's, it is the one that suits the method
+    make_config: Callable[[Arguments, PreTrainedModel], peft.PeftConfig] | None  # None: all is trained, without PEFT
     quantized: bool = False
-
-
-def find_method(name: str) -> Method:
-    """Return the method of that name; the ValueError for a refused one says why, and what to use instead."""
-    for names, reason in REFUSED.items():
-        if name in names:
-            raise ValueError(f"{name} is refused: {reason} instead.")
-    if name not in METHODS:
-        raise ValueError(f"Unknown method {name!r}; the known ones are {', '.join(METHODS)}, or all or none alone.")
-    return METHODS[name]
 
 
 def plan_comparison(args: Arguments) -> list[tuple[str, int]]:
     """Return the runs of ``args.comparison``: each method with its seed, those of `REPEATED` with several.
 
-    A ValueError tells of a method that `find_method` refuses, or a ``comparison_file`` that `read_results` refuses.
+    The ValueError for a refused method says why, and what to use instead; see also `read_results`.
     """
     names = list(dict.fromkeys(args.comparison.comparison_methods))
     names = list(METHODS) if names == ["all"] else [] if names == ["none"] else names
     for name in names:
-        find_method(name)
+        for refused, reason in REFUSED.items():
+            if name in refused:
+                raise ValueError(f"{name} is refused: {reason} instead.")
+        if name not in METHODS:
+            raise ValueError(f"Unknown method {name!r}; the known ones are {', '.join(METHODS)}, or all or none alone.")
     read_results(args.comparison.comparison_file)
     seeds = range(args.training.seed, args.training.seed + args.comparison.comparison_seeds)
     return [(name, seed) for name in names for seed in (seeds if name in REPEATED else seeds[:1])]

@@ -22,7 +22,7 @@ from peft_helpers.analysis.report import describe_environment
 from peft_helpers.arguments import Arguments
 from peft_helpers.batches import EVALUATION_SHARE, LengthTrainer, StepTimer, examples_per_update, format_seconds
 from peft_helpers.comparison.baselines import BASELINES, plan_baselines, run_baseline, score_predictions
-from peft_helpers.comparison.methods import METHODS, adapt_model, find_method, learning_rate, plan_comparison
+from peft_helpers.comparison.methods import METHODS, adapt_model, learning_rate, plan_comparison
 from peft_helpers.comparison.tables import read_results, write_results
 from peft_helpers.distributed import call_glibc, keep_freed_memory, process_state
 from peft_helpers.metrics import assert_same_predictions
@@ -82,8 +82,7 @@ def compare_methods(dataset: DatasetDict, args: Arguments) -> tuple[list[dict], 
 def fit_to_budget(runs: Runs, args: Arguments, seconds: dict[str, tuple[float, float]]) -> tuple[Runs, Arguments]:
     """Return the runs, and the arguments with the steps, that fit into ``comparison_minutes``; print what they take.
 
-    ``seconds`` has for each method those of a run without its steps, and those of a step. What is left out is printed;
-    the quickest method always stays.
+    ``seconds`` has `time_method` of each method. What is left out is printed; the quickest method always stays.
     """
     budget, asked = 60 * args.comparison.comparison_minutes, args.comparison.comparison_steps
     fitting, left_out, steps = list(runs), [], asked
@@ -168,10 +167,7 @@ def time_method(name: str, args: Arguments, data: Prepared) -> tuple[float, floa
 
 
 def run_method(name: str, args: Arguments, data: Prepared) -> dict:
-    """Train one method for ``comparison_steps`` steps and test it as it ends; return its scores and costs.
-
-    The adapter is saved, loaded onto a fresh base model and compared with the one in memory; then it is removed.
-    """
+    """Train a method for ``comparison_steps`` steps, test it as it ends, check its reload; return scores and costs."""
     before = free_memory()
     with tempfile.TemporaryDirectory() as folder:
         model, args = _adapt(name, args, data)
@@ -196,8 +192,7 @@ def run_method(name: str, args: Arguments, data: Prepared) -> dict:
 
 def _adapt(name: str, args: Arguments, data: Prepared) -> tuple[PreTrainedModel, Arguments]:
     """Return a fresh model with what the method trains, and the arguments that suit the method."""
-    method = find_method(name)
-    options = {"max_steps": args.comparison.comparison_steps, "disable_tqdm": True}
+    method, options = METHODS[name], {"max_steps": args.comparison.comparison_steps, "disable_tqdm": True}
     args = args.replace(load_in_4bit=method.quantized, learning_rate=learning_rate(name, args), **options)
     return adapt_model(load_model(args, data.tokenizer, CLASSIFICATION, data.label_names), method, args), args
 
@@ -205,8 +200,7 @@ def _adapt(name: str, args: Arguments, data: Prepared) -> tuple[PreTrainedModel,
 def _make_trainer(model: PreTrainedModel, args: Arguments, data: Prepared, folder: str) -> LengthTrainer:
     """Return a Trainer that neither evaluates nor keeps checkpoints."""
     training = args.replace(output_dir=folder, **NO_EVALUATION).training
-    collate = CLASSIFICATION.make_data_collator(data.tokenizer)
-    trainer = LengthTrainer(model, training, collate, data.tokenized["train"])
+    trainer = LengthTrainer(model, training, CLASSIFICATION.make_data_collator(data.tokenizer), data.tokenized["train"])
     trainer.remove_callback(PrinterCallback)
     return trainer
 

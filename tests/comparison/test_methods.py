@@ -8,7 +8,6 @@ from peft_helpers.comparison.methods import (
     REFUSED,
     REPEATED,
     adapt_model,
-    find_method,
     learning_rate,
     plan_comparison,
 )
@@ -88,16 +87,16 @@ def test_the_tiny_model_has_a_learning_rate_of_its_own_for_full_fine_tuning(args
 
 @pytest.mark.reliability("bad input")
 @pytest.mark.parametrize("name", [name for names in REFUSED for name in names])
-def test_what_is_wrong_or_cannot_run_is_refused_with_what_to_use_instead(name):
+def test_what_is_wrong_or_cannot_run_is_refused_with_what_to_use_instead(args, name):
     with pytest.raises(ValueError, match=f"{name} is refused: .+; use .+ instead") as caught:
-        find_method(name)
+        plan_comparison(args.replace(comparison_methods=[name]))
     assert str(caught.value).rpartition("; use ")[2].removesuffix(" instead.") in METHODS
 
 
 @pytest.mark.reliability("bad input")
-def test_an_unknown_method_is_answered_with_the_known_ones():
+def test_an_unknown_method_is_answered_with_the_known_ones(args):
     with pytest.raises(ValueError, match="Unknown method 'lora-r32'; the known ones are head-only, ln-tuning"):
-        find_method("lora-r32")
+        plan_comparison(args.replace(comparison_methods=["lora-r32"]))
 
 
 PROMPTS = {
