@@ -24,11 +24,11 @@ COMPARED = (LORA, "full", "head-only", FROZEN, CLASSICAL)
 def measure_learning_curve(dataset: DatasetDict, args: Arguments) -> tuple[list[dict], np.ndarray]:
     """Run `COMPARED` on ``train_sizes`` examples; return the results and the true labels of the test examples.
 
-    Results are as in `compare_methods`, and are kept and found like them.
-    Each of ``comparison_seeds`` seeds draws a head and stratified samples, the smaller within the larger. Every method
-    is trained for ``num_train_epochs`` passes, but for ``comparison_steps`` steps at least: a few passes over a few
-    examples change too little (Zhang et al. 2021, arXiv 2006.05987). ``comparison_minutes`` does not count. For a
-    ValueError, see `check_comparison`, `choose_sizes` and `read_results`.
+    Results are as in `compare_methods`, and are kept and found like them. Each of ``comparison_seeds`` seeds draws a
+    head and stratified samples, the smaller within the larger. Every method is trained for ``num_train_epochs`` passes,
+    but for ``comparison_steps`` steps at least: a few passes over a few examples change too little (Zhang et al. 2021,
+    arXiv 2006.05987). ``comparison_minutes`` does not count. For a ValueError, see `check_comparison`, `choose_sizes`
+    and `read_results`.
     """
     check_comparison(args)
     sizes, labels = choose_sizes(dataset["train"].num_rows, args), dataset["train"].select_columns("label").to_pandas()
