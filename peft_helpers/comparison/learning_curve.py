@@ -1,7 +1,5 @@
 """How many labelled examples it takes: several methods on more and more of the training examples."""
 
-from itertools import takewhile
-
 import numpy as np
 import pandas as pd
 from datasets import DatasetDict
@@ -40,7 +38,7 @@ def measure_learning_curve(dataset: DatasetDict, args: Arguments) -> tuple[list[
             steps = max(count_steps(data.tokenized["train"], args.training), args.comparison.comparison_steps)
             runs += [(name, args.replace(seed=seed, comparison_steps=steps), data) for name in COMPARED]
     to_do = [run for run in runs if not find_result(*run)]
-    trained = [(name, args.comparison.comparison_steps) for name, args, _ in to_do if name not in BASELINES]
+    trained = [(name, run_args.comparison.comparison_steps) for name, run_args, _ in to_do if name not in BASELINES]
     seconds = {name: time_method(name, *runs[-1][1:]) for name in dict(trained)}  # on the largest sample
     total = format_seconds(sum(seconds[name][0] + count_in_steps(steps) * seconds[name][1] for name, steps in trained))
     print(f"{len(to_do)} of {len(runs)} to run: about {total} for the {len(trained)} that train the model.", flush=True)
@@ -77,7 +75,8 @@ def describe_lead(results: list[dict], references: np.ndarray) -> str:
         if len(lora) and len(classical):  # else a run has failed
             interval = f1_interval(np.stack(lora["predictions"]), references, np.stack(classical["predictions"]))
             leads[size] = format_score(lora["f1"].mean() - classical["f1"].mean(), interval, "+"), interval[0] > 0
-    ahead = list(takewhile(lambda size: leads[size][1], sorted(leads, reverse=True)))
-    size = ahead[-1] if ahead else max(leads, default=0)
+    behind = [size for size, (_, is_ahead) in leads.items() if not is_ahead]
+    ahead = [size for size in leads if size > max(behind, default=0)]
+    size = min(ahead, default=max(leads, default=0))
     where = f"from {size:,} training examples on" if ahead else f"at no size for good; with {size:,} training examples"
     return f"LoRA is ahead of {CLASSICAL} {where}: {leads.get(size, ['unknown'])[0]} macro F1 [95 %]."
