@@ -80,7 +80,6 @@ def _bootstrap(statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> tu
     # The percentiles also exist where every prediction is right; SciPy's default, BCa, does not. Nor does SciPy take a
     # single example: two copies of it resample to the same.
     samples = [np.resize(sample, max(2, len(sample))) for sample in samples]
-    return bootstrap(
-        samples, statistic, paired=True, vectorized=True, n_resamples=2000, confidence_level=0.95,
-        batch=max(1, 100_000 // len(samples[0])), method="percentile", rng=0,
-    ).confidence_interval  # fmt: skip
+    options = {"paired": True, "vectorized": True, "confidence_level": 0.95, "method": "percentile", "rng": 0}
+    batch = max(1, 100_000 // len(samples[0]))
+    return bootstrap(samples, statistic, n_resamples=2000, batch=batch, **options).confidence_interval

@@ -60,8 +60,8 @@ def _lora(args: Arguments, model: PreTrainedModel, **options) -> peft.LoraConfig
     # The layers that PEFT chooses for the architecture, in GPT-2 c_attn.
     layers = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type, "all-linear")
     arguments = lora_arguments(args.lora, model) | {"target_modules": layers} | options
-    # Every rank scales its update alike.
-    return peft.LoraConfig(**arguments | {"lora_alpha": args.lora.lora_alpha * arguments["r"] / args.lora.lora_r})
+    arguments["lora_alpha"] *= arguments["r"] / args.lora.lora_r  # every rank scales its update alike
+    return peft.LoraConfig(**arguments)
 
 
 def _classifier(model: PreTrainedModel) -> dict:

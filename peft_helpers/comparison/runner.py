@@ -1,7 +1,6 @@
 """Several methods trained and tested alike, in the time that is given; each result is kept as soon as it is there."""
 
 import gc
-import math
 import tempfile
 import time
 from contextlib import suppress
@@ -98,7 +97,7 @@ def fit_to_budget(runs: Runs, args: Arguments, seconds: dict[str, tuple[float, f
         steps = max(FEWEST_STEPS, steps // 2)
     if steps < asked:
         left_out.append(f"{asked - steps} of {asked} steps")
-    for run in sorted(fitting, key=lambda run: -(seconds[run[0]][1] or math.inf))[:-1]:  # first what failed
+    for run in sorted(fitting, key=lambda run: -(seconds[run[0]][1] or np.inf))[:-1]:  # first what failed
         if total(steps) > budget:
             fitting.remove(run)
             left_out.append(run[0])

@@ -36,11 +36,11 @@ def check_search(args: Arguments) -> None:
 def search_hyperparameters(dataset: DatasetDict, args: Arguments) -> "optuna.Study":
     """Run trials up to ``search_trials``, each kept in ``output_dir``; return the study, for `tabulate_trials`.
 
-    ``dataset`` has train and validation. The first trial has the options of ``args``, the others are around these. The
-    value of a trial is the best macro F1 on validation in its course, for which `make_trainer` would keep the
-    checkpoint; one that falls below the median is pruned. Earlier trials count if options, data, versions and device
-    are the same. `run` has evaluated the untuned model before it draws LoRA's weights: with the same seed, these are
-    other ones. Without validation examples this is a ValueError; see also `check_search`.
+    The first trial has the options of ``args``, the others are around these. The value of a trial is the best macro F1
+    on ``dataset["validation"]`` in its course, for which `make_trainer` would keep the checkpoint; one that falls below
+    the median is pruned. Earlier trials count if options, data, versions and device are the same. `run` has evaluated
+    the untuned model before it draws LoRA's weights: with the same seed, these are other ones. Without validation
+    examples there is a ValueError; see also `check_search`.
     """
     check_search(args)
     if not dataset.get("validation"):
@@ -67,7 +67,7 @@ def search_hyperparameters(dataset: DatasetDict, args: Arguments) -> "optuna.Stu
                     compute_objective=lambda metrics: max(metrics["eval_f1"], trainer.state.best_metric or 0),
                     n_trials=1,
                     backend="optuna",
-                    # Each has its own: one that goes on from an interruption would draw what it has drawn before.
+                    # Each trial has its own: one that goes on from an interruption would draw what it drew before.
                     sampler=optuna.samplers.TPESampler(seed=args.training.seed + number),
                     pruner=optuna.pruners.MedianPruner(n_warmup_steps=3),
                     **options,
