@@ -59,14 +59,14 @@ def compare_paired(left: np.ndarray, right: np.ndarray, references: np.ndarray) 
 
     All are label numbers, shape (examples,). Each resample of the bootstrap takes the same examples of both models.
     """
-    of_left, of_right = left == references, right == references
-    gains = of_right.astype(int) - of_left
+    left_correct, right_correct = left == references, right == references
+    gains = right_correct.astype(int) - left_correct
     return {
         "accuracy": float(gains.mean()),
         "f1": (macro_f1(right[None], references[None]) - macro_f1(left[None], references[None])).item(),
         "accuracy_interval": [float(bound) for bound in _bootstrap(np.mean, gains)],
         "f1_interval": [*f1_interval(right, references, minus=left)],
-        "mcnemar_p_value": mcnemar_p_value(of_left, of_right),
+        "mcnemar_p_value": mcnemar_p_value(left_correct, right_correct),
     }
 
 
