@@ -5,7 +5,7 @@ import sys
 import warnings
 from collections.abc import Iterable
 from html import escape
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 
 REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
@@ -13,41 +13,32 @@ OLDEST_PYTHON = (3, 11)
 
 
 def check_requirements(path: Path = REQUIREMENTS) -> None:
-    """Check that Python and the packages of ``requirements.txt``, but those for the tests, are there and not too old.
-
-    An ImportError lists those that are not, and has the command to run.
-    """
+    """Raise an ImportError that says what to do where Python or a package, but for the tests, is missing or too old."""
     if sys.version_info < OLDEST_PYTHON:
         raise ImportError(f"Expected Python 3.11 or newer, found {sys.version.split()[0]}; choose another kernel.")
-    lines = path.read_text(encoding="utf-8").partition("# for the tests")[0].split()
-    if problems := ", ".join(filter(None, map(_find_problem, lines))):
-        command = f"`%pip install -r {REQUIREMENTS.name}` in a cell"
-        raise ImportError(f"Missing or too old: {problems}. Run {command}, then restart the kernel and begin again.")
-
-
-def _find_problem(line: str) -> str | None:
     from packaging.requirements import Requirement  # here, so that an old Python is reported first
 
-    requirement = Requirement(line)
-    try:
-        found = version(requirement.name)
-    except PackageNotFoundError:
-        return f"{requirement.name} (not installed, expected {requirement.specifier})"
-    bounds = [bound for bound in requirement.specifier if bound.operator in (">=", "==")]  # newer than tested is fine
-    is_enough = all(bound.contains(found, prereleases=True) for bound in bounds)
-    return None if is_enough else f"{requirement.name} (found {found}, expected {requirement.specifier})"
+    problems = []
+    for line in path.read_text(encoding="utf-8").partition("# for the tests")[0].split():
+        package = Requirement(line)
+        bounds = [bound for bound in package.specifier if bound.operator in (">=", "==")]  # newer than tested is fine
+        installed = next((distribution.version for distribution in distributions(name=package.name)), None)
+        if not installed or not all(bound.contains(installed, prereleases=True) for bound in bounds):
+            found = f"found {installed}" if installed else "not installed"
+            problems.append(f"{package.name} ({found}, expected {package.specifier})")
+    if problems:
+        to_do = f"Run `%pip install -r {REQUIREMENTS.name}` in a cell, then restart the kernel and begin again."
+        raise ImportError(f"Missing or too old: {', '.join(problems)}. {to_do}")
 
 
 def keep_output_clean() -> None:
     """Silence the libraries' warnings and widgets, which can keep GitHub from rendering a notebook; progress stays."""
     import datasets
-    import huggingface_hub
     import pandas as pd
     import transformers
 
     datasets.disable_progress_bars()
-    huggingface_hub.utils.disable_progress_bars()
-    transformers.logging.disable_progress_bar()
+    transformers.logging.disable_progress_bar()  # also those of huggingface_hub
     transformers.logging.set_verbosity_error()
     pd.options.display.max_colwidth = 100
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # on a new machine it builds a font cache
