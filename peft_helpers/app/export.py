@@ -18,10 +18,8 @@ _TEXTS = ["This text", "is padded to the length of this one, and both have to gi
 def export_adapter(adapter_dir: str | Path, export_dir: str | Path, onnx: bool = False) -> None:
     """Write the merged model, with label names and tokenizer, to ``export_dir``; with ``onnx`` also ``model.onnx``.
 
-    Raises:
-        AssertionError: a logit x differs from the adapter's by more than 1e-5 (1 + |x|); in ONNX, 1e-4 (1 + |x|).
-        FileExistsError, ImportError: ``export_dir`` is not empty; a package for ONNX is not installed.
-        ValueError: the adapter was trained on a model in 4 bits, or is none: see `load_adapter`.
+    An ``export_dir`` that is not empty is a FileExistsError, a missing package an ImportError, an adapter in 4 bits a
+    ValueError, and a logit x that differs by more than 1e-5 (1 + |x|), in ONNX 1e-4 (1 + |x|), an AssertionError.
     """
     target = Path(export_dir)
     if target.is_file() or (target.is_dir() and any(target.iterdir())):

@@ -44,11 +44,8 @@ def parse_arguments(words: str | list[str] | None = None, **defaults) -> Argumen
     """Return what ``words`` ask for, and print the profile with the reason for it.
 
     ``words`` are options as on a command line, in a string or a list; by default those in ``LFT_ARGS``. What they do
-    not name comes from ``defaults``, from the profile, then from what suits its model and dataset.
-
-    Raises:
-        ValueError, FileNotFoundError: an option, profile, value or path is not known or out of range.
-        ConnectionError: the Hub is there but does not serve what the profile needs; see `explain_availability`.
+    not name comes from ``defaults``, from the profile, then from what suits its model and dataset. An option or a value
+    that is wrong is a ValueError, a path that leads nowhere a FileNotFoundError; `explain_availability` may raise, too.
     """
     if words is None:
         try:

@@ -35,10 +35,8 @@ EXAMPLES = [  # Gradio shows the first 60 characters
 def open_page(adapter_dir: Path, server_name: str = "127.0.0.1", server_port: int | None = None) -> "gradio.Blocks":
     """Open a page that classifies texts with the adapter and with the untuned model, and print its address.
 
-    It needs no network, and keeps and sends out no text. The default address can be reached from this machine only.
-
-    Raises:
-        ImportError, OSError: Gradio is not installed; nothing can listen on that address and port.
+    It needs no network, and keeps and sends out no text. The default address can be reached from this machine only. If
+    nothing can listen on address and port, that is an OSError; a missing Gradio is an ImportError.
     """
     socket.create_server((server_name, server_port or 0)).close()  # an error here need not wait for the model
     args = load_recipe(adapter_dir)
