@@ -3,7 +3,6 @@
 import re
 import socket
 from pathlib import Path
-from threading import Lock
 
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -57,12 +56,10 @@ def open_page(adapter_dir: Path, server_name: str = "127.0.0.1", server_port: in
 
 def _make_page(model: PeftModel, tokenizer: PreTrainedTokenizerBase, args: Arguments) -> "gradio.Blocks":
     calibration = Calibration.load(args.training.output_dir)
-    lock = Lock()  # one text at a time: the adapter is switched off and on
 
     def answer(*texts: str) -> tuple[dict | None, dict | None, str]:
         try:
-            with lock:
-                return classify_with_both(texts if len(texts) > 1 else texts[0], model, tokenizer, calibration)
+            return classify_with_both(texts if len(texts) > 1 else texts[0], model, tokenizer, calibration)
         except ValueError as error:
             return None, None, str(error)
 
@@ -77,7 +74,8 @@ def _make_page(model: PeftModel, tokenizer: PreTrainedTokenizerBase, args: Argum
             after = gradio.Label(label="After fine-tuning", num_top_classes=10, min_width=280)
             before = gradio.Label(label="Before fine-tuning", num_top_classes=10, min_width=280)
         listener = {"fn": answer, "outputs": [after, before, note], "api_visibility": "private"}
-        gradio.on([button.click, *(text.submit for text in texts)], inputs=texts, **listener)
+        # One text at a time, also of the examples, which have the same function: the adapter is switched off and on.
+        gradio.on([button.click, *(text.submit for text in texts)], inputs=texts, concurrency_limit=1, **listener)
         if len(texts) == 1:
             gradio.Examples(EXAMPLES, texts, run_on_click=True, cache_examples=False, **listener)
     return page

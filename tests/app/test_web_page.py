@@ -1,5 +1,6 @@
 import shutil
 import socket
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -329,6 +330,34 @@ def test_it_neither_gives_nor_takes_nor_writes_files_and_publishes_no_interface(
         assert client.get("openapi.json").status_code == 404
         assert client.get("gradio_api/info").json() == {"named_endpoints": {}, "unnamed_endpoints": {}}
     assert set(tmp_path.rglob("*")) == before
+
+
+def test_one_text_at_a_time_is_classified_whether_typed_or_clicked(opened, monkeypatch):
+    """The adapter is switched off and on meanwhile."""
+    httpx = pytest.importorskip("httpx")
+    running, seen = [], []
+
+    def classify(text, *_):
+        running.append(text)
+        seen.append(list(running))
+        time.sleep(0.05)
+        running.remove(text)
+        return {"positive": 1.0}, {"negative": 1.0}, ""
+
+    monkeypatch.setattr(web_page, "classify_with_both", classify)
+    monkeypatch.setenv("GRADIO_DEFAULT_CONCURRENCY_LIMIT", "8")
+    page = opened()
+    listeners = [number for number, listener in page.fns.items() if listener.name == "answer"]
+    texts = [f"{window} {number}" for window in "abc" for number in listeners]
+    with httpx.Client(base_url=page.local_url) as client:
+        for text in texts:
+            call = {"data": [text], "fn_index": int(text.split()[1]), "session_hash": text[0]}
+            assert client.post("gradio_api/queue/join", json=call).status_code == 200
+        deadline = time.monotonic() + 20
+        while (len(seen) < len(texts) or running) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert len(listeners) == 2
+    assert sorted(seen) == [[text] for text in texts]
 
 
 def test_the_environment_opens_nothing(opened, monkeypatch):
