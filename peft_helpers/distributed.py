@@ -1,17 +1,11 @@
-"""The device and the type that it computes in; of several processes, the first one prints and writes."""
+"""The device, the type that it computes in, and the processes."""
 
 import ctypes
-import os
-import sys
 import timeit
-import warnings
 from contextlib import suppress
 from functools import cache
-from pathlib import Path
 
-import datasets
 import torch
-import transformers
 from accelerate import PartialState
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -99,17 +93,3 @@ def process_state() -> PartialState:
     """Return Accelerate's state of the processes: their number, and which one this is."""
     # Accelerate connects processes without a GPU only when it is told that they are to use the CPU.
     return PartialState(cpu=not torch.accelerator.is_available())
-
-
-def start_processes() -> None:
-    """Connect with the other processes, if there are any; let the first one alone print and show its progress.
-
-    To be called at the beginning of a program.
-    """
-    state = process_state()
-    if not state.is_main_process:
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (for the rest of the process)
-        datasets.disable_progress_bars()
-        transformers.logging.disable_progress_bar()
-        transformers.logging.set_verbosity_error()
-        warnings.simplefilter("ignore")

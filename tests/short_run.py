@@ -22,7 +22,7 @@ class Kill(TrainerCallback):
 
 
 def main() -> None:
-    distributed.start_processes()
+    helpers.keep_output_clean()
     args = helpers.parse_arguments()
     if len(sys.argv) > 1:
         DEFAULT_CALLBACKS.append(Kill)

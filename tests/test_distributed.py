@@ -165,7 +165,7 @@ def second_of_two(monkeypatch):
 def test_another_process_than_the_first_keeps_quiet(second_of_two, monkeypatch, capfd):
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     with warnings.catch_warnings():
-        distributed.start_processes()
+        helpers.keep_output_clean()
         print("second")
         warnings.warn("second", stacklevel=1)
     assert sys.stdout.name == os.devnull

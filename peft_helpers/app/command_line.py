@@ -132,10 +132,6 @@ def _parse_arguments(options: Namespace, **defaults) -> "helpers.Arguments":
 
 
 def _start() -> None:
-    """Silence the libraries; of several processes, only the first one prints from here on."""
-    from peft_helpers.distributed import start_processes
-
-    start_processes()
     helpers.keep_output_clean()
 
 

@@ -1,6 +1,7 @@
 """What the notebook needs around its cells: the right packages, clean output, and a box for what must be seen."""
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterable
@@ -32,10 +33,15 @@ def check_requirements(path: Path = REQUIREMENTS) -> None:
 
 
 def keep_output_clean() -> None:
-    """Silence the libraries' warnings and widgets, which can keep GitHub from rendering a notebook; progress stays."""
+    """Silence the libraries' warnings and widgets, which can keep GitHub from rendering a notebook; progress stays.
+
+    Of several processes, the first one alone prints from here on.
+    """
     import datasets
     import pandas as pd
     import transformers
+
+    from peft_helpers.distributed import process_state
 
     datasets.disable_progress_bars()
     transformers.logging.disable_progress_bar()  # also those of huggingface_hub
@@ -48,6 +54,9 @@ def keep_output_clean() -> None:
         "Unsupported layer type .*LayerNorm",  # peft 0.21, of LN tuning, which does what it should
     ):
         warnings.filterwarnings("ignore", message)
+    if not process_state().is_main_process:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (for the rest of the process)
+        warnings.simplefilter("ignore")
 
 
 def warn_offline(wanted: Iterable[str], taken: Iterable[str]) -> None:

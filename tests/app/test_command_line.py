@@ -433,7 +433,7 @@ def test_an_interrupt_is_one_line(run, monkeypatch):
 def test_a_launched_process_takes_the_arguments_of_the_first(run, monkeypatch, options):
     started, of_the_first, trained = [], helpers.make_arguments(seed=7), []
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr("peft_helpers.distributed.start_processes", lambda: started.append(True))
+    monkeypatch.setattr("peft_helpers.app.notebook.keep_output_clean", lambda: started.append(True))
     monkeypatch.setattr("accelerate.utils.broadcast_object_list", lambda objects: [of_the_first])
     monkeypatch.setattr(helpers, "load_splits", trained.append, raising=False)
     monkeypatch.setattr("peft_helpers.pipeline.run", lambda dataset, args: trained.append(args))
