@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .app.export import export_adapter
     from .app.notebook import check_requirements, keep_output_clean
     from .app.profiles import check_run, parse_arguments
+    from .app.web_page import open_page
     from .arguments import BBC_NEWS, Arguments
     from .comparison.learning_curve import describe_lead, measure_learning_curve, summarize_learning_curve
     from .comparison.runner import compare_methods, plan_comparison

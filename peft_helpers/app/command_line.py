@@ -68,12 +68,7 @@ def _make_parser() -> _Parser:
         name, text = run.__name__.replace("_", "-"), run.__doc__
         command = commands.add_parser(name, help=text, description=text, add_help=name not in TRAINING_COMMANDS)
         command.set_defaults(run=run)
-    _add_options(*list(commands.choices.values())[len(TRAINING_COMMANDS) :])
-    return parser
-
-
-def _add_options(*commands: ArgumentParser) -> None:
-    evaluating, predicting, serving, exporting, checking, packing = commands
+    *_, evaluating, predicting, serving, exporting, checking, packing = commands.choices.values()
     for command in (evaluating, predicting, serving, exporting):
         command.add_argument("adapter_dir", type=_adapter, help="folder of a saved adapter, or its id on the Hub")
     evaluating.add_argument("file", type=_existing, help="csv, tsv, json, jsonl or parquet file with texts and labels")
@@ -93,6 +88,7 @@ def _add_options(*commands: ArgumentParser) -> None:
         command.add_argument("notebook", type=_existing, nargs="?", default="LightweightFineTuning.ipynb")
         command.add_argument("adapter_dir", nargs="?", default="lora_adapter")
     packing.add_argument("--zip_path", type=Path, help="zip to write (default: beside the notebook and by its name)")
+    return parser
 
 
 def _existing(name: str) -> Path:
@@ -276,7 +272,5 @@ def package(options: Namespace) -> None:
 
 def serve(options: Namespace) -> None:
     """Open a web page to try a saved adapter, beside the untuned model, until Ctrl-C."""
-    from peft_helpers.app.web_page import open_page
-
-    helpers.keep_output_clean()
-    open_page(options.adapter_dir, options.server_name, options.server_port).block_thread()
+    _start()
+    helpers.open_page(options.adapter_dir, options.server_name, options.server_port).block_thread()
