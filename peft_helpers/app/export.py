@@ -11,8 +11,6 @@ from peft_helpers import INSTALL
 from peft_helpers.interruptions import replace_folder
 from peft_helpers.pipeline import load_adapter, load_recipe
 
-_TEXTS = ["This text", "is padded to the length of this one, and both have to give the adapter's logits."]
-
 
 @torch.no_grad()
 def export_adapter(adapter_dir: str | Path, export_dir: str | Path, onnx: bool = False) -> None:
@@ -29,7 +27,7 @@ def export_adapter(adapter_dir: str | Path, export_dir: str | Path, onnx: bool =
     if onnx and (missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]):
         raise ImportError(f"--onnx needs {', '.join(missing)}, not installed; install with {INSTALL}.")
     model, tokenizer = load_adapter(adapter_dir)
-    batch = tokenizer(_TEXTS, padding=True, truncation=True, return_tensors="pt")
+    batch = tokenizer(["A text", "and a longer one, for padding"], padding=True, truncation=True, return_tensors="pt")
     expected = model.cpu()(**batch).logits
     with replace_folder(target) as folder:
         model.merge_and_unload().save_pretrained(folder)
