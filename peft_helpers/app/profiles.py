@@ -123,12 +123,11 @@ def _choose_profile(profile: str, given: dict[str, str]) -> tuple[str, str]:
 
 
 def _suitable_settings(model_name_or_path: str, dataset_name: str, streaming: bool, **_) -> dict:
-    settings = SETTINGS["model"].get(model_name_or_path, {}) | SETTINGS["dataset"].get(dataset_name, {})
-    if dataset_name in SETTINGS["cpu"]:
-        import torch  # takes seconds, and few runs depend on it
+    import torch  # takes seconds
 
-        settings |= SETTINGS["gpu" if torch.accelerator.is_available() else "cpu"].get(dataset_name, {})
-    return settings | ({"max_train_samples": None} if streaming else {})
+    device = "gpu" if torch.accelerator.is_available() else "cpu"
+    settings = SETTINGS["model"].get(model_name_or_path, {}) | SETTINGS["dataset"].get(dataset_name, {})
+    return settings | SETTINGS[device].get(dataset_name, {}) | ({"max_train_samples": None} if streaming else {})
 
 
 def check_run(args: Arguments) -> Arguments:
