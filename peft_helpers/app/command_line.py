@@ -9,6 +9,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from zipfile import ZipFile
 
+import huggingface_hub
 from tqdm import trange
 
 import peft_helpers as helpers  # loads what is used: help and errors do not wait for the large libraries
@@ -100,12 +101,10 @@ def _existing(name: str) -> Path:
 def _adapter(name: str) -> Path:
     if Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/")):
         return _existing(name)
-    from huggingface_hub import snapshot_download
-
     from peft_helpers.analysis.upload import HUB_FILES
 
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
     except Exception as error:  # of the Hub, the connection or the name
         raise OSError(f"there is no folder {name!r}, nor can it be downloaded from the Hub: {error}") from error
 
