@@ -7,10 +7,9 @@ import tomllib
 from argparse import Action, ArgumentDefaultsHelpFormatter, MetavarTypeHelpFormatter
 from dataclasses import fields
 from difflib import get_close_matches
-from importlib.util import find_spec
 from pathlib import Path
 
-from transformers import HfArgumentParser
+import transformers
 
 import peft_helpers as helpers
 from peft_helpers.app.notebook import warn_offline
@@ -28,7 +27,7 @@ class _HelpFormatter(ArgumentDefaultsHelpFormatter, MetavarTypeHelpFormatter):
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-class _Parser(HfArgumentParser):
+class _Parser(transformers.HfArgumentParser):
     """Parses groups of options; raises where argparse would end the process and hide the reason."""
 
     def __init__(self, *groups: type, **options):
@@ -87,7 +86,7 @@ def describe_options(program: str, description: str, everything: bool = False) -
 def check_options(words: list[str]) -> set[str]:
     """Return the names of the options in ``words``; for one that is not known, raise a ValueError with the nearest."""
     # Read, since importing transformers' class takes seconds.
-    source = Path(find_spec("transformers").origin).with_name("training_args.py").read_text(encoding="utf-8")
+    source = Path(transformers.__file__).with_name("training_args.py").read_text(encoding="utf-8")
     own = {"profile", *(option.name for group in OPTIONS for option in fields(group))}
     known = own | set(re.findall(r"^    (\w+): ", source, re.MULTILINE))
     known |= {f"no_{name}" for name in re.findall(r"^    (\w+): bool\b", source, re.MULTILINE)}
