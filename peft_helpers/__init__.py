@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .adapters import check_output_dir, describe_adapter
     from .analysis.adapter_checks import check_adapter
-    from .analysis.calibration import Calibration, calibrate, expected_calibration_error
+    from .analysis.calibration import Calibration, calibrate, classify_texts, expected_calibration_error
     from .analysis.linear_probe import fit_head
     from .analysis.model_card import save_model_card
     from .analysis.plots import (
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
         save_results,
         suspicious_labels,
     )
-    from .analysis.texts import classify_texts
     from .analysis.upload import create_repository, upload_adapter
     from .app.export import export_adapter
     from .app.notebook import check_requirements, keep_output_clean

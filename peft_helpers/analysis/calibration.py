@@ -1,18 +1,22 @@
-"""How sure the tuned model may be, and what it decides for: fitted on validation, kept with the adapter."""
+"""How sure the tuned model may be, and what it makes of texts: fitted on validation, kept with the adapter."""
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from datasets import Dataset
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logit, softmax
 from sklearn.metrics import precision_recall_curve
-from transformers import EvalPrediction
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import PredictionOutput
 
 from peft_helpers.interruptions import CALIBRATION_FILE
 from peft_helpers.metrics import compute_metrics, predicted_labels
+from peft_helpers.tokenization import Text, tokenize_batch
+from peft_helpers.training import make_arguments, predict
 
 # Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv 1706.04599.
 BINS = 15  # of confidence, of equal width
@@ -113,3 +117,20 @@ def calibration_errors(output: EvalPrediction, temperature: float) -> dict[str, 
     by_chance = float(np.sqrt(2 / np.pi * variances).sum() / len(confidence))
     before, after = (expected_calibration_error(output, value) for value in (1.0, temperature))
     return {"before": before, "after": after, "by_chance": by_chance}
+
+
+def classify_texts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[Text], calibration: Calibration = AS_IT_IS
+) -> pd.DataFrame:
+    """Return a row for each text, or pair: the predicted label, its probability, and the probability of every label.
+
+    A text is truncated or read in chunks as in `tokenize_dataset`; the tokenizer that is saved with the adapter knows.
+    What cannot be read is a ValueError of `encode_texts`.
+    """
+    dataset = Dataset.from_dict(tokenize_batch({"text": texts, "label": [0] * len(texts)}, tokenizer, chunks=False))
+    logits = predict(model, tokenizer, dataset, make_arguments(bf16=False), disable_tqdm=True).predictions
+    names = [model.config.id2label[number] for number in range(model.config.num_labels)]
+    best, probabilities = calibration.decide(logits).argmax(axis=1), softmax(logits / calibration.temperature, axis=1)
+    columns = {"text": list(texts), "label": [names[label] for label in best]}
+    columns |= {"probability": probabilities[np.arange(len(best)), best]}
+    return pd.DataFrame(columns | {f"P({name})": column for name, column in zip(names, probabilities.T, strict=True)})

@@ -11,7 +11,6 @@ from sklearn.metrics import ConfusionMatrixDisplay
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from peft_helpers.analysis.calibration import BINS, expected_calibration_error
-from peft_helpers.analysis.texts import count_tokens
 from peft_helpers.metrics import METRIC_NAMES, compute_metrics, predicted_labels
 
 # The baselines; the last two are the same model without training.
@@ -40,7 +39,8 @@ def plot_class_balance(dataset: DatasetDict) -> Figure:
 
 def plot_token_lengths(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Figure:
     """Draw how long the texts are, and how much lies beyond the ``model_max_length`` tokens of the tokenizer."""
-    lengths, max_length = np.asarray(count_tokens(texts, tokenizer)), tokenizer.model_max_length
+    lengths = np.array(tokenizer(list(texts), truncation=False, return_length=True, verbose=False)["length"])
+    max_length = tokenizer.model_max_length
     longer, beyond = np.mean(lengths > max_length), np.maximum(lengths - max_length, 0).sum() / max(lengths.sum(), 1)
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
     axes.hist(np.minimum(lengths, np.quantile(lengths, 0.99)), bins=50, color=LIGHT, **EDGE)

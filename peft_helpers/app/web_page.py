@@ -8,9 +8,8 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from peft_helpers import INSTALL
-from peft_helpers.analysis.calibration import AS_IT_IS, Calibration
+from peft_helpers.analysis.calibration import AS_IT_IS, Calibration, classify_texts
 from peft_helpers.analysis.model_card import display_name
-from peft_helpers.analysis.texts import classify_texts, count_tokens
 from peft_helpers.arguments import Arguments
 from peft_helpers.pipeline import load_adapter, load_recipe
 from peft_helpers.tokenization import Text
@@ -116,7 +115,8 @@ def classify_with_both(
         untuned = classify_texts(model, tokenizer, [text])
     names = model.config.id2label.values()
     after, before = ({name: float(table[f"P({name})"][0]) for name in names} for table in (tuned, untuned))
-    length, read = count_tokens([text], tokenizer)[0], tokenizer.model_max_length
+    length = len(tokenizer(*parts, truncation=False, verbose=False)["input_ids"])
+    read = tokenizer.model_max_length
     is_truncated = length > read and not tokenizer.init_kwargs.get("average_chunks")
     note = f"The models have read the first {read:,} of the text's {length:,} tokens." if is_truncated else ""
     if calibration.threshold != 0.5:

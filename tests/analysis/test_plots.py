@@ -2,6 +2,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import EvalPrediction
 
 from peft_helpers import (
@@ -17,7 +18,6 @@ from peft_helpers import (
     prepare_splits,
 )
 from peft_helpers.analysis.plots import FROZEN, PROMPTED
-from peft_helpers.analysis.texts import count_tokens
 
 
 @pytest.fixture(autouse=True)
@@ -43,12 +43,16 @@ def test_class_balance_shows_shares(raw, args):
 
 
 def test_token_lengths_tell_how_much_is_beyond_max_length(tokenizer):
-    tokenizer.model_max_length = 2
-    texts = ["good", "bad", "good bad", "good bad good bad"]
-    lengths = count_tokens(texts, tokenizer)
+    eos = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {eos}", special_tokens=[(eos, tokenizer.eos_token_id)]
+    )
+    tokenizer.model_max_length = 3
+    texts = ["", "good", "good bad", "good bad good bad"]
     axes = plot_token_lengths(texts, tokenizer).axes[0]
-    beyond = sum(max(length - 2, 0) for length in lengths) / sum(lengths)
-    longer = sum(length > 2 for length in lengths) / 4
+    lengths = [len(tokenizer.tokenize(text)) + 1 for text in texts]  # special tokens, too
+    beyond = sum(max(length - 3, 0) for length in lengths) / sum(lengths)
+    longer = sum(length > 3 for length in lengths) / 4
     assert axes.get_title() == f"{longer:.0%} of texts are longer than max_length; {beyond:.0%} of tokens lie beyond it"
     assert 0 < beyond < 1
     assert sum(bar_heights(axes)) == 4
