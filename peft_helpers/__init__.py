@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from .analysis.adapter_checks import check_adapter
     from .analysis.calibration import Calibration, calibrate, classify_texts, expected_calibration_error
     from .analysis.linear_probe import fit_head
-    from .analysis.model_card import save_model_card
     from .analysis.plots import (
         plot_before_after,
         plot_class_balance,
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
         plot_token_lengths,
         plot_training,
     )
+    from .analysis.publishing import create_repository, save_model_card, upload_adapter
     from .analysis.report import (
         compare_per_class,
         describe_environment,
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
         save_results,
         suspicious_labels,
     )
-    from .analysis.upload import create_repository, upload_adapter
     from .app.export import export_adapter
     from .app.notebook import check_requirements, keep_output_clean
     from .app.profiles import check_run, parse_arguments

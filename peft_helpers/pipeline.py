@@ -16,8 +16,7 @@ from peft_helpers.adapters import RUN_FILE, check_output_dir, describe_adapter
 from peft_helpers.analysis.adapter_checks import check_adapter
 from peft_helpers.analysis.calibration import calibrate
 from peft_helpers.analysis.linear_probe import fit_head
-from peft_helpers.analysis.model_card import save_model_card
-from peft_helpers.analysis.upload import create_repository
+from peft_helpers.analysis.publishing import create_repository, save_model_card
 from peft_helpers.arguments import Arguments
 from peft_helpers.distributed import best_device
 from peft_helpers.interruptions import guard_training, replace_folder

@@ -1,16 +1,20 @@
-"""The adapter's model card, from ``model_card.md``."""
+"""What goes with an adapter to others: its model card, from ``model_card.md``, and ``--push_to_hub``."""
 
 import json
 from importlib.metadata import version
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, get_token
 from peft import PeftModel
 from transformers.trainer_utils import PredictionOutput
 
-from peft_helpers.adapters import ADAPTER_CONFIG
+from peft_helpers.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RUN_FILE
 from peft_helpers.arguments import BBC_NEWS, Arguments
+from peft_helpers.distributed import process_state
 
+# All that is sent and fetched: neither your own files in the folder, nor what could be pickled.
+HUB_FILES = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, RUN_FILE, "README.md", "config.json", "tokenizer.json",
+             "tokenizer_config.json", "calibration.json"]  # fmt: skip
 _SCORES = {"test_accuracy": "accuracy", "test_f1": "F1 (macro)", "test_perplexity": "perplexity"}
 _METHOD = {"peft_type": "PEFT type", "r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout",
            "target_modules": "target modules"}  # fmt: skip
@@ -73,3 +77,28 @@ def _is_local(name: str) -> bool:
 def display_name(name: str) -> str:
     """Return the name as given, of a local path the last part only: a card has no business with others' folders."""
     return Path(name).absolute().name if _is_local(name) else name
+
+
+def create_repository(args: Arguments) -> str | None:
+    """Return the id of the repository for `upload_adapter`, made if it is missing; None without ``push_to_hub``.
+
+    A missing token is a ValueError; a Hub that does not allow it, or cannot be reached, a ConnectionError.
+    """
+    training = args.training
+    if not training.push_to_hub:
+        return None
+    if not (token := training.hub_token or get_token()):
+        raise ValueError("push_to_hub needs a token that may write: `hf auth login`, HF_TOKEN, or --hub_token.")
+    name = training.hub_model_id or Path(training.output_dir).absolute().name  # as the Trainer has it
+    try:
+        return HfApi(token=token).create_repo(name, private=training.hub_private_repo, exist_ok=True).repo_id
+    except Exception as error:  # also of the connection, which is no OSError
+        raise ConnectionError(f"push_to_hub cannot write to {name!r} on the Hub: {error}") from error
+
+
+def upload_adapter(args: Arguments) -> None:
+    """Send `HUB_FILES` of ``output_dir`` to the Hub with ``push_to_hub``; the Trainer would send checkpoints, too."""
+    if process_state().is_main_process and (name := create_repository(args)):
+        options = {"folder_path": args.training.output_dir, "revision": args.training.hub_revision}
+        commit = HfApi(token=args.training.hub_token).upload_folder(repo_id=name, allow_patterns=HUB_FILES, **options)
+        print(f"The adapter is on the Hub: {commit.repo_url}")
