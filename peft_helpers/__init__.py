@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .adapters import check_output_dir, describe_adapter
     from .analysis.adapter_checks import check_adapter
-    from .analysis.calibration import Calibration, calibrate, classify_texts, expected_calibration_error
+    from .analysis.calibration import Calibration, calibrate, classify_texts
     from .analysis.linear_probe import fit_head
     from .analysis.plots import (
         plot_before_after,

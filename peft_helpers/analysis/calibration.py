@@ -100,23 +100,19 @@ def choose_threshold(output: EvalPrediction, temperature: float = 1.0) -> tuple[
     return float(np.clip(halfway, 1e-6, 1 - 1e-6)), label
 
 
-def expected_calibration_error(output: EvalPrediction, temperature: float = 1.0) -> float:
-    """Return by how much accuracy and confidence differ over `BINS` intervals of confidence, 0 to 1 (Guo et al.)."""
-    confidence = softmax(output.predictions / temperature, axis=-1).max(axis=-1)
-    differences = (predicted_labels(output) == output.label_ids) - confidence
-    return float(np.abs(np.bincount(np.ceil(BINS * confidence).astype(int), differences)).sum() / len(confidence))
-
-
 def calibration_errors(output: EvalPrediction, temperature: float) -> dict[str, float]:
-    """Return `expected_calibration_error` before and after, and what it is by chance if the probabilities are right.
+    """Return by how much accuracy and confidence differ over `BINS` intervals of confidence, 0 to 1 (Guo et al. 2017).
 
-    The right answers of an interval are then close to normal, and their mean absolute deviation is sqrt(2 / pi) sigma.
+    That is ``before`` and ``after`` dividing by the temperature, and ``by_chance`` if the probabilities are right: the
+    right answers of an interval are then close to normal, and their mean absolute deviation is sqrt(2 / pi) sigma.
     """
-    confidence = softmax(output.predictions / temperature, axis=-1).max(axis=-1)
-    variances = np.bincount(np.ceil(BINS * confidence).astype(int), confidence * (1 - confidence))
-    by_chance = float(np.sqrt(2 / np.pi * variances).sum() / len(confidence))
-    before, after = (expected_calibration_error(output, value) for value in (1.0, temperature))
-    return {"before": before, "after": after, "by_chance": by_chance}
+    right, errors = predicted_labels(output) == output.label_ids, {}
+    for name, value in {"before": 1.0, "after": temperature}.items():
+        confidence = softmax(output.predictions / value, axis=-1).max(axis=-1)
+        intervals = np.ceil(BINS * confidence).astype(int)
+        errors[name] = float(np.abs(np.bincount(intervals, right - confidence)).sum() / len(right))
+    variances = np.bincount(intervals, confidence * (1 - confidence))
+    return errors | {"by_chance": float(np.sqrt(2 / np.pi * variances).sum() / len(right))}
 
 
 def classify_texts(

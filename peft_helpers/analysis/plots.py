@@ -10,7 +10,7 @@ from sklearn.calibration import CalibrationDisplay
 from sklearn.metrics import ConfusionMatrixDisplay
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
-from peft_helpers.analysis.calibration import BINS, expected_calibration_error
+from peft_helpers.analysis.calibration import BINS, calibration_errors
 from peft_helpers.metrics import METRIC_NAMES, compute_metrics, predicted_labels
 
 # The baselines; the last two are the same model without training.
@@ -108,13 +108,14 @@ def plot_before_after(untuned: EvalPrediction, tuned: EvalPrediction, majority: 
 def plot_reliability(output: EvalPrediction, temperature: float) -> Figure:
     """Draw how often ``output`` of `predict` is right against how sure it is, without and with the temperature."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", sharey=True)
-    right = predicted_labels(output) == output.label_ids
-    for axis, value, name in zip(axes, (1.0, temperature), ("Before", "With the temperature"), strict=True):
+    right, errors = predicted_labels(output) == output.label_ids, calibration_errors(output, temperature)
+    titles = f"Before: error {errors['before']:.3f}", f"With the temperature: error {errors['after']:.3f}"
+    for axis, value, title in zip(axes, (1.0, temperature), titles, strict=True):
         confidence = softmax(output.predictions / value, axis=-1).max(axis=-1)
         shares = {"weights": np.full(len(right), 1 / len(right)), "label": "share of the examples"}
         axis.hist(confidence, np.linspace(0, 1, BINS + 1), color=LIGHT, **shares, **EDGE)
         CalibrationDisplay.from_predictions(right, confidence, n_bins=BINS, ax=axis, name="accuracy", color=DARK)
-        axis.set(title=f"{name}: error {expected_calibration_error(output, value):.3f}", xlabel="confidence", ylabel="")
+        axis.set(title=title, xlabel="confidence", ylabel="")
     return figure
 
 
