@@ -29,11 +29,9 @@ def check_adapter(
 ) -> None:
     """Check that an adapter can be loaded safely, onto the base model ``model_name_or_path``.
 
-    ``label_names`` are those it has to know, in the order of their numbers; None: any.
-
-    Raises:
-        FileNotFoundError: a file is missing, or the weights are pickled, which are never opened.
-        ValueError: a file cannot be read, leads elsewhere, or belongs to another base model, task or dataset.
+    ``label_names`` are those it has to know, in the order of their numbers; None: any. A missing file is a
+    FileNotFoundError, also where there are pickled weights in its place, which are never opened; a file that cannot be
+    read, leads elsewhere, or belongs to another base model, task or dataset is a ValueError.
     """
     folder = Path(adapter_dir)
     _check_files(folder)

@@ -48,15 +48,14 @@ def score(output: EvalPrediction) -> dict[str, float | list[float]]:
     """
     labels, references = predicted_labels(output), output.label_ids
     scores = compute_metrics(output)
+    scores["accuracy_interval"] = list(accuracy_interval(labels, references))
+    scores["f1_interval"] = list(f1_interval(labels, references))
     if output.predictions.shape[1] == 2 == len(np.unique(references)):
         rarer, margins = rarer_label(references), np.diff(output.predictions)[:, 0]
         ranked = references == rarer, margins if rarer else -margins
         of_rarer = f1_score(ranked[0], labels == rarer), roc_auc_score(*ranked), average_precision_score(*ranked)
         scores |= dict(zip(RARER_NAMES, map(float, of_rarer), strict=True))
-    return scores | {
-        "accuracy_interval": list(accuracy_interval(labels, references)),
-        "f1_interval": list(f1_interval(labels, references)),
-    }
+    return scores
 
 
 def compare(untuned: EvalPrediction, tuned: EvalPrediction) -> dict[str, dict]:
@@ -100,13 +99,9 @@ def format_p_value(p: float) -> str:
 def report_per_class(output: EvalPrediction, label_names: list[str]) -> pd.DataFrame:
     """Return precision, recall, F1 and number of examples (``support``) of each label that occurs, and the averages."""
     labels = np.unique(output.label_ids)
+    names = [label_names[label] for label in labels]
     report = classification_report(
-        output.label_ids,
-        predicted_labels(output),
-        labels=labels,
-        target_names=[label_names[label] for label in labels],
-        output_dict=True,
-        zero_division=0,
+        output.label_ids, predicted_labels(output), labels=labels, target_names=names, output_dict=True, zero_division=0
     )
     return pd.DataFrame({name: row for name, row in report.items() if isinstance(row, dict)}).T.astype({"support": int})
 
@@ -122,8 +117,7 @@ def most_confident_errors(
 ) -> pd.DataFrame:
     """Return the wrong answers in ``output`` of `predict` on ``test``, the most confident first, the text cut short.
 
-    Raises:
-        ValueError: ``output`` is not of the examples of ``test``.
+    An ``output`` of other examples is a ValueError.
     """
     answers = calibration.decide(output.predictions).argmax(axis=-1)
     table = _show_examples(answers, output.label_ids, test, label_names).rename_axis("test example")
@@ -135,11 +129,8 @@ def most_confident_errors(
 def _show_examples(answers: np.ndarray, labels: np.ndarray, dataset: Dataset, label_names: list[str]) -> pd.DataFrame:
     check_same_examples(labels, dataset["label"][:])
     names = np.array(label_names)
-    return pd.DataFrame({
-        "text": [text if len(text) <= 300 else text[:300] + "…" for text in join_texts(dataset[:])],
-        "true label": names[labels],
-        "predicted": names[answers],
-    })  # fmt: skip
+    texts = [text if len(text) <= 300 else text[:300] + "…" for text in join_texts(dataset[:])]
+    return pd.DataFrame({"text": texts, "true label": names[labels], "predicted": names[answers]})
 
 
 def suspicious_labels(
@@ -150,9 +141,7 @@ def suspicious_labels(
     That is by confident learning (Northcutt et al. 2021, arXiv 1911.00068), from probabilities of a model that has not
     been trained on the labels, since it would repeat wrong ones: ``output``, that of `predict` on test examples. For
     training examples leave it out; then five models of TF-IDF and logistic regression each judge a fifth of them.
-
-    Raises:
-        ImportError, ValueError: cleanlab is not installed; ``output`` is not of the examples of ``dataset``.
+    Without cleanlab this is an ImportError, and an ``output`` of other examples is a ValueError.
     """
     try:
         from cleanlab.filter import find_label_issues
