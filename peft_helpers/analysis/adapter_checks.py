@@ -67,8 +67,7 @@ def _check_tensors(folder: Path, model: torch.nn.Module, base_model: torch.nn.Mo
 def _check_files(folder: Path) -> None:
     cache = Path(constants.HF_HUB_CACHE).resolve()  # in which a download from the Hub consists of links
     place = cache if folder.resolve().is_relative_to(cache) else folder.resolve()
-    outside = [path.name for path in folder.rglob("*") if not path.resolve().is_relative_to(place)]
-    if outside:
+    if outside := [path.name for path in folder.rglob("*") if not path.resolve().is_relative_to(place)]:
         raise ValueError(f"In {folder}, {', '.join(outside)} links to outside the folder; replace the link by a copy.")
     found = ", ".join(sorted(path.name for path in folder.glob("*"))) or "nothing"
     if missing := [name for name in (*_JSON, ADAPTER_WEIGHTS, "tokenizer.json") if not (folder / name).is_file()]:

@@ -120,10 +120,7 @@ def plot_reliability(output: EvalPrediction, temperature: float) -> Figure:
 
 
 def plot_methods(summary: pd.DataFrame, examples: int) -> Figure:
-    """Draw the quality of each method of `summarize_methods` against its trainable parameters and its training time.
-
-    A baseline far below every method stands in the legend only, so that the methods can be told apart.
-    """
+    """Draw the quality of each method of `summarize_methods` against its trainable parameters and its training time."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 5), layout="constrained", sharey=True)
     methods = summary.drop(index=[MAJORITY, CLASSICAL, FROZEN, PROMPTED], errors="ignore")
     beside = 1.25 ** methods.groupby("trainable_parameters").cumcount()  # equal numbers stand side by side
@@ -135,6 +132,7 @@ def plot_methods(summary: pd.DataFrame, examples: int) -> Figure:
         for name, style in LINES.items():
             for score in summary["f1"][summary.index == name]:
                 axis.axhline(score, color=LINE, linestyle=style, linewidth=1, label=f"{name}: {score:.3f}")
+    # A baseline far below every method stands in the legend only, so that the methods can be told apart.
     lowest, highest = (methods if len(methods) else summary)["f1_low"].min(), summary["f1_high"].max()
     axes[0].set(xscale="log", xlabel="trainable parameters", ylabel=f"F1 (macro) on {examples:,} test examples")
     axes[1].set(xlabel="training time, seconds", xlim=(0, None), ylim=(lowest - 0.05, highest + 0.01))
@@ -146,9 +144,8 @@ def plot_methods(summary: pd.DataFrame, examples: int) -> Figure:
 def plot_search(table: pd.DataFrame) -> Figure:
     """Draw the score of each trial of `tabulate_trials` in turn, and against each of its options."""
     table, figure = table.reset_index(), plt.figure(figsize=(11, 6), layout="constrained")
-    names = table.columns.drop(["f1", "pruned", "seconds"])
     axes = figure.subplots(2, 3, sharey=True).ravel()
-    for axis, name in zip(axes, names, strict=False):
+    for axis, name in zip(axes, table.columns.drop(["f1", "pruned", "seconds"]), strict=False):
         for pruned, label in ((False, "complete"), (True, "pruned")):
             rows = table[table["pruned"] == pruned]
             axis.plot(name, "f1", "o", data=rows, color=DARK, mfc="white" if pruned else DARK, label=label)

@@ -23,10 +23,7 @@ _METHOD = {"peft_type": "PEFT type", "r": "rank", "lora_alpha": "alpha", "lora_d
 def save_model_card(
     peft_model: PeftModel, args: Arguments, untuned: PredictionOutput, tuned: PredictionOutput, folder: str | Path
 ) -> None:
-    """Write the model card, ``README.md``, in place of the empty template that ``save_pretrained`` leaves there.
-
-    ``untuned`` and ``tuned`` are outputs of `predict` on the same examples, before and after fine-tuning.
-    """
+    """Write the model card over PEFT's empty one; ``untuned`` and ``tuned`` are of `predict` on the same examples."""
     config = json.loads(Path(folder, ADAPTER_CONFIG).read_text(encoding="utf-8"))
     is_classifier = config["task_type"] == "SEQ_CLS"
     labels = [name for _, name in sorted(peft_model.config.id2label.items())] if is_classifier else []
