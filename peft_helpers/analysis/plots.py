@@ -129,9 +129,8 @@ def plot_methods(summary: pd.DataFrame, examples: int) -> Figure:
             errors = [[row["f1"] - row["f1_low"]], [row["f1_high"] - row["f1"]]]
             axis.errorbar(places[name], row["f1"], yerr=errors, fmt=MARKERS[number % len(MARKERS)], color=DARK,
                           mfc=(DARK, LIGHT, "white")[number % 3], markersize=9, capsize=3, label=name)  # fmt: skip
-        for name, style in LINES.items():
-            for score in summary["f1"][summary.index == name]:
-                axis.axhline(score, color=LINE, linestyle=style, linewidth=1, label=f"{name}: {score:.3f}")
+        for name, score in summary["f1"].filter([*LINES]).items():
+            axis.axhline(score, color=LINE, linestyle=LINES[name], linewidth=1, label=f"{name}: {score:.3f}")
     # A baseline far below every method stands in the legend only, so that the methods can be told apart.
     lowest, highest = (methods if len(methods) else summary)["f1_low"].min(), summary["f1_high"].max()
     axes[0].set(xscale="log", xlabel="trainable parameters", ylabel=f"F1 (macro) on {examples:,} test examples")

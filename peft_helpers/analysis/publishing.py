@@ -26,7 +26,6 @@ def save_model_card(
     """Write the model card over PEFT's empty one; ``untuned`` and ``tuned`` are of `predict` on the same examples."""
     config = json.loads(Path(folder, ADAPTER_CONFIG).read_text(encoding="utf-8"))
     is_classifier = config["task_type"] == "SEQ_CLS"
-    labels = [name for _, name in sorted(peft_model.config.id2label.items())] if is_classifier else []
     card = ModelCard.from_template(
         _describe_to_hub(args, config, tuned),
         template_path=str(Path(__file__).with_name("model_card.md")),
@@ -35,7 +34,7 @@ def save_model_card(
         base_is_local=_is_local(args.model.model_name_or_path),
         dataset=display_name(args.data.dataset_name),
         folder=display_name(args.training.output_dir),
-        labels=labels,
+        labels=[name for _, name in sorted(peft_model.config.id2label.items())] if is_classifier else [],
         parameters=peft_model.get_nb_trainable_parameters(),
         method={name: config[field] for field, name in _METHOD.items() if config.get(field) is not None},
         scores=_SCORES,
