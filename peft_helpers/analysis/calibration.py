@@ -111,7 +111,7 @@ def calibration_errors(output: EvalPrediction, temperature: float) -> dict[str, 
         confidence = softmax(output.predictions / value, axis=-1).max(axis=-1)
         intervals = np.ceil(BINS * confidence).astype(int)
         errors[name] = float(np.abs(np.bincount(intervals, right - confidence)).sum() / len(right))
-    variances = np.bincount(intervals, confidence * (1 - confidence))
+    variances = np.bincount(intervals, confidence * (1 - confidence))  # of the last ones, with the temperature
     return errors | {"by_chance": float(np.sqrt(2 / np.pi * variances).sum() / len(right))}
 
 

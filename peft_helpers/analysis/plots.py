@@ -62,8 +62,7 @@ def plot_training(log_history: list[dict]) -> Figure:
     left.legend()
     right.plot("epoch", "eval_accuracy", data=evaluated, color=LIGHT, marker="o", label="accuracy")
     right.plot("epoch", "eval_f1", data=evaluated, color=DARK, marker="s", label="F1 (macro)")
-    best = evaluated.loc[evaluated["eval_f1"].idxmax()]
-    right.plot(best["epoch"], best["eval_f1"], color=LINE, marker="*", markersize=16, linestyle="", label="kept")
+    right.plot("epoch", "eval_f1", "*", data=evaluated.nlargest(1, "eval_f1"), color=LINE, markersize=16, label="kept")
     right.set(xlabel="epoch", ylabel="score on the validation examples", title="Validation")
     right.legend()
     return figure

@@ -115,8 +115,7 @@ def classify_with_both(
         untuned = classify_texts(model, tokenizer, [text])
     names = model.config.id2label.values()
     after, before = ({name: float(table[f"P({name})"][0]) for name in names} for table in (tuned, untuned))
-    length = len(tokenizer(*parts, truncation=False, verbose=False)["input_ids"])
-    read = tokenizer.model_max_length
+    length, read = len(tokenizer(*parts, verbose=False)["input_ids"]), tokenizer.model_max_length
     is_truncated = length > read and not tokenizer.init_kwargs.get("average_chunks")
     note = f"The models have read the first {read:,} of the text's {length:,} tokens." if is_truncated else ""
     if calibration.threshold != 0.5:
