@@ -6,18 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import transformers
 from datasets import DatasetDict
 from peft import prepare_model_for_kbit_training
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    BitsAndBytesConfig,
-    EvalPrediction,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    set_seed,
-)
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from peft_helpers.arguments import Arguments, LoraArguments, ModelArguments
@@ -37,7 +29,7 @@ class Task:
     auto_class: type
     tokenize: Callable[[DatasetDict, PreTrainedTokenizerBase], DatasetDict]
     make_data_collator: Callable[[PreTrainedTokenizerBase], Callable]
-    compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None
+    compute_metrics: Callable[[transformers.EvalPrediction], dict[str, float]] | None
     metric_for_best_model: str
     greater_is_better: bool
 
@@ -77,10 +69,10 @@ def _check_folder(name: str) -> None:
         )
 
 
-def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
+def empty_model(config: transformers.PreTrainedConfig) -> PreTrainedModel:
     """Return the classifier of a configuration without weights: what its layers are called and of what kind."""
     with torch.device("meta"):
-        return AutoModelForSequenceClassification.from_config(config)
+        return transformers.AutoModelForSequenceClassification.from_config(config)
 
 
 def model_arguments(args: ModelArguments, label_names: list[str] | None = None) -> dict:
@@ -101,7 +93,7 @@ def model_arguments(args: ModelArguments, label_names: list[str] | None = None) 
         arguments["label2id"] = {name: number for number, name in enumerate(label_names)}
     if args.load_in_4bit:
         # QLoRA (Dettmers et al. 2023). A head is new and trained: it keeps its 32 bits.
-        arguments["quantization_config"] = BitsAndBytesConfig(
+        arguments["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
@@ -115,7 +107,7 @@ def load_model(
     args: Arguments, tokenizer: PreTrainedTokenizerBase, task: Task, label_names: list[str] | None = None
 ) -> PreTrainedModel:
     """Return the pre-trained model, with a new head if there are labels, as the notebook's cells load it."""
-    set_seed(args.training.seed)  # the head is random
+    transformers.set_seed(args.training.seed)  # the head is random
     name = args.model.model_name_or_path
     model = task.auto_class.from_pretrained(name, **model_arguments(args.model, label_names))
     if args.model.load_in_4bit:

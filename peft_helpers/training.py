@@ -9,14 +9,7 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset, DatasetDict, IterableDataset
-from transformers import (
-    AutoModelForSequenceClassification,
-    DataCollatorWithPadding,
-    EarlyStoppingCallback,
-    HfArgumentParser,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import PredictionOutput
 
@@ -35,9 +28,9 @@ NO_EVALUATION = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_
                  "logging_strategy": "no", "report_to": "none"}  # fmt: skip
 CLASSIFICATION = Task(
     task_type="SEQ_CLS",
-    auto_class=AutoModelForSequenceClassification,
+    auto_class=transformers.AutoModelForSequenceClassification,
     tokenize=tokenize_splits,
-    make_data_collator=DataCollatorWithPadding,
+    make_data_collator=transformers.DataCollatorWithPadding,
     compute_metrics=compute_metrics_and_loss,
     metric_for_best_model="f1",
     greater_is_better=True,
@@ -98,7 +91,7 @@ def make_arguments(**options) -> Arguments:
         ValueError: an option is not known, or out of range.
     """
     profile = options.pop("profile", "auto")
-    return Arguments(*HfArgumentParser(ALL_OPTIONS).parse_dict(options), profile)
+    return Arguments(*transformers.HfArgumentParser(ALL_OPTIONS).parse_dict(options), profile)
 
 
 def make_trainer(
@@ -130,7 +123,7 @@ def make_trainer(
     if isinstance(train, IterableDataset):
         options["accelerator_config"] = {"dispatch_batches": False}  # each process reads it and takes its share
     callbacks = [TellTime(validation.num_rows)]
-    callbacks += [EarlyStoppingCallback(PATIENCE)] if arguments.eval_strategy != "no" else []
+    callbacks += [transformers.EarlyStoppingCallback(PATIENCE)] if arguments.eval_strategy != "no" else []
     arguments, validation = replace(arguments, **options), validation.select(longest_first(validation))
     return _new_trainer(
         model, tokenizer, arguments, task, train_dataset=train, eval_dataset=validation, callbacks=callbacks
