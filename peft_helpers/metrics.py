@@ -70,11 +70,7 @@ def fingerprint_parameters(model: torch.nn.Module) -> dict[str, str]:
 
 
 def changed_parameters(before: dict[str, str], model: torch.nn.Module) -> set[str]:
-    """Return the names of the parameters whose bytes differ from those in ``before``, of the same model.
-
-    Raises:
-        KeyError: the model has other parameters, for example because adapters were injected since.
-    """
+    """Return the names of parameters whose bytes differ from ``before``; it is a KeyError if the names differ."""
     after = fingerprint_parameters(model)
     return {name for name in before | after if before[name] != after[name]}
 
@@ -96,10 +92,8 @@ def assert_same_predictions(left: PredictionOutput, right: PredictionOutput, dty
 
     Their logits, or where none were kept their losses, have to agree within `rounding_bound` of the ``dtype`` that
     they were computed in, by default `compute_dtype`, times the largest one. The same path on the same machine usually
-    gives the same bits, which the returned 0.0 tells. NaN agrees with nothing.
-
-    Raises:
-        AssertionError: they differ by more, or in shape; the message says by how much and in how many places.
+    gives the same bits, which the returned 0.0 tells. NaN agrees with nothing. The AssertionError says by how much and
+    in how many places they differ, or that their shapes do.
     """
     first, second = (
         np.asarray(output.metrics["test_loss"] if output.predictions is None else output.predictions)

@@ -37,10 +37,8 @@ class Task:
 def check_model(args: Arguments) -> None:
     """Check, by the model's configuration alone, that it can run ``args``.
 
-    Raises:
-        FileNotFoundError: a local folder lacks ``config.json`` or safetensors weights.
-        ValueError: the model has fewer positions than ``max_length``, ``target_modules`` matches no layer, or 4 bits
-            do not work on this machine.
+    A local folder without ``config.json`` or safetensors weights is a FileNotFoundError. A ValueError tells that the
+    model has fewer positions than ``max_length``, ``target_modules`` matches no layer, or 4 bits do not work here.
     """
     name = args.model.model_name_or_path
     _check_folder(name)

@@ -45,11 +45,8 @@ def run(dataset: DatasetDict, args: Arguments, task: Task = CLASSIFICATION) -> R
     """Do what the notebook does up to its comparison before and after: the same metrics and the same adapter.
 
     ``dataset`` has train, validation and test, from `prepare_splits` or `load_documents`. The adapter is saved to
-    ``output_dir``; `upload_adapter` sends it to the Hub.
-
-    Raises:
-        AssertionError: the reloaded adapter gives other predictions than the model in memory.
-        FileExistsError, FileNotFoundError, ValueError: see `check_model`, `check_output_dir`, `create_repository`.
+    ``output_dir``; `upload_adapter` sends it to the Hub. If it predicts otherwise once it is reloaded, that is an
+    AssertionError; for earlier errors, see `check_model`, `check_output_dir` and `create_repository`.
     """
     check_model(args)
     check_output_dir(args)
@@ -99,8 +96,7 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 def load_recipe(adapter_dir: str | Path) -> Arguments:
     """Return the arguments that the adapter was made with, and the defaults of what does not decide on it.
 
-    Raises:
-        ValueError: the file with them is missing, or has other options or values than this version knows.
+    A ValueError tells that their file is missing, or has other options or values than this version knows.
     """
     path = Path(adapter_dir, RUN_FILE)
     try:
@@ -119,10 +115,7 @@ def load_adapter(
     """Check the adapter that a run has saved, then load it onto its base model, and its tokenizer.
 
     The model is on the accelerator if there is one. The embedded base model is found from any folder. ``label_names``
-    are those that the adapter has to know, in their order; None: any.
-
-    Raises:
-        FileNotFoundError, ValueError: see `load_recipe`, `check_model` and `check_adapter`.
+    are those that it has to know, in their order; None: any. Errors are those of `check_model` and `check_adapter`.
     """
     args = load_recipe(adapter_dir)
     check_model(args)

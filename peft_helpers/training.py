@@ -85,11 +85,7 @@ ALL_OPTIONS = [TrainingArguments if group is TrainingOptions else group for grou
 
 
 def make_arguments(**options) -> Arguments:
-    """Return the arguments of a run from options by name, whatever their group; the others have their defaults.
-
-    Raises:
-        ValueError: an option is not known, or out of range.
-    """
+    """Return a run's arguments: defaults but for these options; one that is unknown or out of range is a ValueError."""
     profile = options.pop("profile", "auto")
     return Arguments(*transformers.HfArgumentParser(ALL_OPTIONS).parse_dict(options), profile)
 
@@ -104,10 +100,7 @@ def make_trainer(
     """Return the Trainer that trains ``model`` on ``tokenized["train"]`` and evaluates on ``tokenized["validation"]``.
 
     The test examples are not passed to it: nothing can be chosen on them. Checkpoints lie in ``output_dir`` while
-    training lasts; see `guard_training`.
-
-    Raises:
-        ValueError: there is one training step only, which changes nothing.
+    training lasts; see `guard_training`. A single training step, which changes nothing, is a ValueError.
     """
     train, validation, arguments = tokenized["train"], tokenized["validation"], args.training
     validation = validation.select(np.flatnonzero(find_first(validation)))  # all chunks, ten times, would take long
@@ -147,12 +140,9 @@ def predict(
 ) -> PredictionOutput:
     """Return logits (``predictions``, shape (examples, labels)) and ``label_ids``, shape (examples,), in their order.
 
-    Batches are length-grouped, which saves padding, the longest first, so that too little memory shows at once; then
-    the order is restored and chunks averaged. ``metrics`` has those of ``task``, prefixed with ``test_``, and the time
+    Batches are length-grouped, which saves padding, the longest first, so that a MemoryError comes at once; then the
+    order is restored and chunks averaged. ``metrics`` has those of ``task``, prefixed with ``test_``, and the time that
     it took. For a task without metrics, ``predictions`` is None and there are ``test_loss`` and ``test_perplexity``.
-
-    Raises:
-        MemoryError: memory ran out; see `explain_out_of_memory`.
     """
     order, is_loss = longest_first(dataset), task.compute_metrics is None
     options = {"disable_tqdm": disable_tqdm, "prediction_loss_only": is_loss, **NO_EVALUATION}
