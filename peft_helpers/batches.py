@@ -194,41 +194,33 @@ class LengthTrainer(Trainer):
 
 
 class StepTimer(TrainerCallback):
-    """Times the steps of a run; the first two, which warm up and have the longest batch, do not count."""
+    """Times the steps of a run; the first two, which warm up and have the longest batch, do not count.
 
-    def __init__(self):
-        self.steps = []
+    With ``eval_rows``, the examples of an evaluation, it prints early how long the run takes here with all evaluations.
+    """
+
+    def __init__(self, eval_rows: int | None = None):
+        self.steps, self.eval_rows = [], eval_rows
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         """Start the clock."""
         self.start = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        """Note the time."""
+        """Note the time, and print the whole run's after a twentieth of the steps, at most twenty."""
         self.steps.append(time.perf_counter() - self.start)
-
-    def seconds(self) -> float:
-        """Return the mean time of a step."""
-        return float(np.mean(self.steps[2:]))
-
-
-class TellTime(StepTimer):
-    """Prints how long a run takes here with its evaluations, as soon as some of its steps are timed."""
-
-    def __init__(self, eval_rows: int):
-        super().__init__()
-        self.eval_rows = eval_rows
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        """Print it after a twentieth of the steps, at most twenty."""
-        super().on_step_end(args, state, control)
-        if len(self.steps) != max(4, min(20, state.max_steps // 20)) or not state.is_world_process_zero:
+        is_told = self.eval_rows is not None and state.is_world_process_zero
+        if not is_told or len(self.steps) != max(4, min(20, state.max_steps // 20)):
             return
         by_steps = 1 / args.eval_steps if args.eval_steps < 1 else state.max_steps / args.eval_steps
         evaluations = round({"steps": by_steps, "epoch": args.num_train_epochs, "no": 0}[args.eval_strategy.value])
         in_steps = EVALUATION_SHARE * evaluations * self.eval_rows / examples_per_update(args)
         duration = format_seconds((state.max_steps + in_steps) * self.seconds())
         tqdm.write(f"Training takes about {duration} here: {state.max_steps:,} steps and {evaluations} evaluations.")
+
+    def seconds(self) -> float:
+        """Return the mean time of a step."""
+        return float(np.mean(self.steps[2:]))
 
 
 def format_seconds(seconds: float) -> str:

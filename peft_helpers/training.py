@@ -16,7 +16,7 @@ from transformers.trainer_utils import PredictionOutput
 from peft_helpers import INSTALL
 from peft_helpers.adapters import save_recipe
 from peft_helpers.arguments import OPTIONS, Arguments, TrainingOptions
-from peft_helpers.batches import LengthTrainer, TellTime, average_chunks, count_steps, find_first, longest_first
+from peft_helpers.batches import LengthTrainer, StepTimer, average_chunks, count_steps, find_first, longest_first
 from peft_helpers.distributed import compute_dtype
 from peft_helpers.interruptions import CHECKPOINTS_RUN_FILE, explain_out_of_memory
 from peft_helpers.metrics import compute_metrics_and_loss
@@ -115,7 +115,7 @@ def make_trainer(
         options |= {"metric_for_best_model": "loss", "greater_is_better": False}
     if isinstance(train, IterableDataset):
         options["accelerator_config"] = {"dispatch_batches": False}  # each process reads it and takes its share
-    callbacks = [TellTime(validation.num_rows)]
+    callbacks = [StepTimer(validation.num_rows)]
     callbacks += [transformers.EarlyStoppingCallback(PATIENCE)] if arguments.eval_strategy != "no" else []
     arguments, validation = replace(arguments, **options), validation.select(longest_first(validation))
     return _new_trainer(
