@@ -1,8 +1,6 @@
 """The Trainer: length-grouped batches, the best checkpoint by validation, interruptions, and predictions."""
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -146,8 +144,15 @@ def predict(
     """
     order, is_loss = longest_first(dataset), task.compute_metrics is None
     options = {"disable_tqdm": disable_tqdm, "prediction_loss_only": is_loss, **NO_EVALUATION}
-    with tempfile.TemporaryDirectory() as folder, allow_4bit(model):
-        trainer = _new_trainer(model, tokenizer, replace(args.training, output_dir=folder, **options), task)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = replace(args.training, output_dir=folder, **options)
+        # Else the Trainer would refuse a 4-bit model without adapter, since it cannot be trained.
+        # https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/trainer_utils.py
+        model._hf_peft_config_loaded, before = True, getattr(model, "_hf_peft_config_loaded", False)
+        try:
+            trainer = _new_trainer(model, tokenizer, arguments, task)
+        finally:
+            model._hf_peft_config_loaded = before
         with explain_out_of_memory(trainer):
             output = trainer.predict(dataset.select(order))
     output.metrics["test_examples"] = len(order)
@@ -157,14 +162,3 @@ def predict(
     back = np.argsort(order)
     output = PredictionOutput(output.predictions[back], output.label_ids[back], output.metrics)
     return average_chunks(output, dataset, task.compute_metrics)
-
-
-@contextmanager
-def allow_4bit(model: PreTrainedModel) -> Iterator[None]:
-    """Have the Trainer take a 4-bit model without adapter for evaluation; it refuses those, which cannot be trained."""
-    # https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/trainer.py, validate_quantization
-    model._hf_peft_config_loaded, before = True, getattr(model, "_hf_peft_config_loaded", False)
-    try:
-        yield
-    finally:
-        model._hf_peft_config_loaded = before
