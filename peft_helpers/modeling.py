@@ -21,8 +21,8 @@ from peft_helpers.tokenization import set_padding
 class Task:
     """What differs between classification and language modeling; all else is the same code.
 
-    ``metric_for_best_model`` chooses the checkpoint on the validation examples. Without ``compute_metrics``, only the
-    loss is computed.
+    ``metric_for_best_model`` chooses the checkpoint on the validation examples: the greatest, but of a loss the least.
+    Without ``compute_metrics``, only the loss is computed.
     """
 
     task_type: str  # PEFT's name
@@ -31,7 +31,6 @@ class Task:
     make_data_collator: Callable[[PreTrainedTokenizerBase], Callable]
     compute_metrics: Callable[[transformers.EvalPrediction], dict[str, float]] | None
     metric_for_best_model: str
-    greater_is_better: bool
 
 
 def check_model(args: Arguments) -> None:

@@ -31,7 +31,6 @@ CLASSIFICATION = Task(
     make_data_collator=transformers.DataCollatorWithPadding,
     compute_metrics=compute_metrics_and_loss,
     metric_for_best_model="f1",
-    greater_is_better=True,
 )
 
 
@@ -82,9 +81,8 @@ class TrainingArguments(TrainingOptions, transformers.TrainingArguments):
 ALL_OPTIONS = [TrainingArguments if group is TrainingOptions else group for group in OPTIONS]
 
 
-def make_arguments(**options) -> Arguments:
+def make_arguments(*, profile: str = "auto", **options) -> Arguments:
     """Return a run's arguments: defaults but for these options; one that is unknown or out of range is a ValueError."""
-    profile = options.pop("profile", "auto")
     return Arguments(*transformers.HfArgumentParser(ALL_OPTIONS).parse_dict(options), profile)
 
 
@@ -108,9 +106,9 @@ def make_trainer(
             "learning rate is still 0. Raise --num_train_epochs or lower --per_device_train_batch_size."
         )
     save_recipe(args, arguments.output_dir, CHECKPOINTS_RUN_FILE)
-    options = {"metric_for_best_model": task.metric_for_best_model, "greater_is_better": task.greater_is_better}
-    if arguments.tune_threshold:  # the macro F1 may be that of one label throughout
-        options |= {"metric_for_best_model": "loss", "greater_is_better": False}
+    # Where a threshold is tuned, the macro F1 may be that of one label throughout.
+    metric = "loss" if arguments.tune_threshold else task.metric_for_best_model
+    options = {"metric_for_best_model": metric, "greater_is_better": None}  # transformers tells by its name
     if isinstance(train, IterableDataset):
         options["accelerator_config"] = {"dispatch_batches": False}  # each process reads it and takes its share
     callbacks = [StepTimer(validation.num_rows)]
@@ -134,7 +132,6 @@ def predict(
     dataset: Dataset,
     args: Arguments,
     task: Task = CLASSIFICATION,
-    disable_tqdm: bool = False,
 ) -> PredictionOutput:
     """Return logits (``predictions``, shape (examples, labels)) and ``label_ids``, shape (examples,), in their order.
 
@@ -142,8 +139,7 @@ def predict(
     order is restored and chunks averaged. ``metrics`` has those of ``task``, prefixed with ``test_``, and the time that
     it took. For a task without metrics, ``predictions`` is None and there are ``test_loss`` and ``test_perplexity``.
     """
-    order, is_loss = longest_first(dataset), task.compute_metrics is None
-    options = {"disable_tqdm": disable_tqdm, "prediction_loss_only": is_loss, **NO_EVALUATION}
+    order, options = longest_first(dataset), {"prediction_loss_only": task.compute_metrics is None, **NO_EVALUATION}
     with tempfile.TemporaryDirectory() as folder:
         arguments = replace(args.training, output_dir=folder, **options)
         # Else the Trainer would refuse a 4-bit model without adapter, since it cannot be trained.

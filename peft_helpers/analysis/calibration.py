@@ -124,7 +124,7 @@ def classify_texts(
     What cannot be read is a ValueError of `encode_texts`.
     """
     dataset = Dataset.from_dict(tokenize_batch({"text": texts, "label": [0] * len(texts)}, tokenizer, chunks=False))
-    logits = predict(model, tokenizer, dataset, make_arguments(bf16=False), disable_tqdm=True).predictions
+    logits = predict(model, tokenizer, dataset, make_arguments(bf16=False, disable_tqdm=True)).predictions
     names = [model.config.id2label[number] for number in range(model.config.num_labels)]
     best, probabilities = calibration.decide(logits).argmax(axis=1), softmax(logits / calibration.temperature, axis=1)
     columns = {"text": list(texts), "label": [names[label] for label in best]}

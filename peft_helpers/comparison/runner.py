@@ -174,7 +174,7 @@ def run_method(name: str, args: Arguments, data: Prepared) -> dict:
         fit_head(model, data.tokenizer, data.tokenized["train"], args)
         _make_trainer(model, args, data, folder).train()
         seconds, memory = time.perf_counter() - start, peak_memory() - before
-    output = predict(model, data.tokenizer, data.tokenized["test"], args, disable_tqdm=True)
+    output = predict(model, data.tokenizer, data.tokenized["test"], args)
     megabytes, verified = model.get_memory_footprint(return_buffers=False) / 1e6, "not kept"
     if isinstance(model, PeftModel):
         megabytes, verified = _check_reload(model, args, data), "yes"
@@ -213,7 +213,7 @@ def _check_reload(model: PeftModel, args: Arguments, data: Prepared) -> float:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         reloaded = PeftModel.from_pretrained(base, folder)
-        outputs = [predict(each, data.tokenizer, some, args, disable_tqdm=True) for each in (model, reloaded)]
+        outputs = [predict(each, data.tokenizer, some, args) for each in (model, reloaded)]
         assert_same_predictions(*outputs, args.training.dtype)
         return adapter_size(folder)
 

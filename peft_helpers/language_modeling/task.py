@@ -60,7 +60,6 @@ LANGUAGE_MODELING = Task(
     make_data_collator=lambda tokenizer: transformers.default_data_collator,
     compute_metrics=None,
     metric_for_best_model="eval_loss",
-    greater_is_better=False,
 )
 
 

@@ -115,7 +115,7 @@ def package(settings: dict, tokenizer: PreTrainedTokenizerBase, train: Dataset, 
     model = get_peft_model(model, lora_config(settings, model))
     collate = DataCollatorWithPadding(tokenizer)
     seconds = LengthTrainer(model, args.training, collate, train).train().metrics["train_runtime"]
-    return seconds, helpers.predict(model, tokenizer, test, args, disable_tqdm=True).metrics["test_runtime"]
+    return seconds, helpers.predict(model, tokenizer, test, args).metrics["test_runtime"]
 
 
 def main() -> None:
