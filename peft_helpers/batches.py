@@ -153,12 +153,11 @@ class LengthTrainer(Trainer):
     def _keep_input_dtype(self) -> AbstractContextManager:
         # PEFT converts what a LoRA layer gets in 16 bits to 32 bits, which autocast undoes. DoRA's norms need the 32
         # bits, and some of PEFT's other layers, those of trainable tokens among them, lack the switch.
-        configs = getattr(self.model, "peft_config", {}).values()
-        is_plain = all(
-            isinstance(config, LoraConfig) and not (config.use_dora or config.trainable_token_indices)
-            for config in configs
+        needs_casting = any(
+            not isinstance(config, LoraConfig) or config.use_dora or config.trainable_token_indices
+            for config in getattr(self.model, "peft_config", {}).values()
         )
-        is_active = len(configs) > 0 and is_plain and (self.args.bf16 or self.args.fp16)
+        is_active = (self.args.bf16 or self.args.fp16) and not needs_casting
         return disable_input_dtype_casting(self.model, active=is_active)
 
     def compute_loss(self, model: PreTrainedModel, inputs: dict, *args, **kwargs) -> torch.Tensor:

@@ -53,18 +53,11 @@ def hold_in_bfloat16(model: PreTrainedModel) -> None:
             continue
         is_trained = any(parameter.requires_grad for parameter in layer.parameters())
         if not is_trained and layer.weight.dtype == torch.float32 and id(layer.weight) not in embeddings:
-            layer.to(torch.bfloat16).register_forward_pre_hook(_convert_input)
-
-
-def _convert_input(layer: torch.nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
-    return inputs[0].to(layer.weight.dtype)
+            layer.to(torch.bfloat16).register_forward_pre_hook(lambda layer, inputs: inputs[0].to(layer.weight.dtype))
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep the memory that a step frees, where the next one would have to get it back page by page.
-
-    This holds for the whole process, to its end.
-    """
+    """Have glibc keep what a step frees, to the end of the process: the next would get it back page by page."""
     # https://man7.org/linux/man-pages/man3/mallopt.3.html
     trim_threshold, mmap_max = -1, -4
     call_glibc("mallopt", trim_threshold, -1)  # no trimming

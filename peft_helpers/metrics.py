@@ -24,11 +24,8 @@ class ClassificationMetrics(evaluate.Metric):
     """
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="accuracy, macro precision, macro recall and macro F1",
-            citation="",
-            features=datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}),
-        )
+        features = datasets.Features({name: datasets.Value("int64") for name in ("predictions", "references")})
+        return evaluate.MetricInfo(description="accuracy; macro precision, recall, F1", citation="", features=features)
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
         precision, recall, f1, _ = precision_recall_fscore_support(

@@ -105,8 +105,7 @@ def load_model(
 ) -> PreTrainedModel:
     """Return the pre-trained model, with a new head if there are labels, as the notebook's cells load it."""
     transformers.set_seed(args.training.seed)  # the head is random
-    name = args.model.model_name_or_path
-    model = task.auto_class.from_pretrained(name, **model_arguments(args.model, label_names))
+    model = task.auto_class.from_pretrained(args.model.model_name_or_path, **model_arguments(args.model, label_names))
     if args.model.load_in_4bit:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # left to the Trainer
     prepare_model(model, tokenizer)
