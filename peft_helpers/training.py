@@ -38,7 +38,6 @@ CLASSIFICATION = Task(
 class TrainingArguments(TrainingOptions, transformers.TrainingArguments):
     """Transformers' arguments with this project's defaults: ten evaluations a run, the best checkpoint is kept."""
 
-    lr_scheduler_type: str = "linear"
     warmup_steps: float = 0.06  # of all steps
     eval_strategy: str = "steps"
     eval_steps: float = 0.1
@@ -49,7 +48,6 @@ class TrainingArguments(TrainingOptions, transformers.TrainingArguments):
     load_best_model_at_end: bool = True
     restore_callback_states_from_checkpoint: bool = True  # early stopping goes on counting
     ddp_find_unused_parameters: bool = False  # with several processes: every weight that is trained has a gradient
-    report_to: str = "none"
     disable_tqdm: bool = False
     log_level_replica: str = "error"
     fp16: bool | None = None
