@@ -11,11 +11,6 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 
-def best_device() -> torch.device:
-    """Return the accelerator if there is one, else the CPU."""
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-
-
 def compute_dtype() -> torch.dtype:
     """Return bfloat16 where a GPU or CPU has it, float16 on another GPU of NVIDIA, float32 elsewhere."""
     if torch.cuda.is_available():
@@ -72,7 +67,7 @@ def call_glibc(function: str, *arguments: int) -> None:
 
 def quantization_problem() -> str | None:
     """Return None where bitsandbytes can quantize a layer and compute with it, else the reason why not."""
-    device = best_device()
+    device = process_state().device
     try:
         from bitsandbytes.nn import Linear4bit  # it may be missing, or made for other hardware
 
@@ -83,6 +78,6 @@ def quantization_problem() -> str | None:
 
 
 def process_state() -> PartialState:
-    """Return Accelerate's state of the processes: their number, and which one this is."""
+    """Return Accelerate's state of the processes: their number, which one this is, and its device."""
     # Accelerate connects processes without a GPU only when it is told that they are to use the CPU.
     return PartialState(cpu=not torch.accelerator.is_available())

@@ -18,7 +18,7 @@ from peft_helpers.analysis.calibration import calibrate
 from peft_helpers.analysis.linear_probe import fit_head
 from peft_helpers.analysis.publishing import create_repository, save_model_card
 from peft_helpers.arguments import Arguments
-from peft_helpers.distributed import best_device
+from peft_helpers.distributed import process_state
 from peft_helpers.interruptions import guard_training, replace_folder
 from peft_helpers.metrics import assert_same_predictions
 from peft_helpers.modeling import Task, check_model, load_model, lora_arguments, prepare_model
@@ -124,7 +124,7 @@ def load_adapter(
     tokenizer = AutoTokenizer.from_pretrained(adapter_dir)
     # Not AutoPeftModel...: it would look for the base model at the path that it had when the adapter was trained.
     base_model = task.auto_class.from_pretrained(name, **reload_arguments(adapter_dir))
-    model = PeftModel.from_pretrained(base_model, adapter_dir).to(best_device())
+    model = PeftModel.from_pretrained(base_model, adapter_dir).to(process_state().device)
     prepare_model(model, tokenizer)
     return model, tokenizer
 

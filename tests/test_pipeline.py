@@ -1,5 +1,6 @@
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def test_a_run_in_bfloat16_reloads_within_its_rounding(small, dataset, monkeypat
 
 def test_a_loaded_adapter_is_on_the_accelerator_if_there_is_one(copied, monkeypatch):
     assert load_adapter(copied)[0].device.type == "cpu"
-    monkeypatch.setattr("peft_helpers.pipeline.best_device", lambda: torch.device("meta"))
+    monkeypatch.setattr("peft_helpers.pipeline.process_state", lambda: SimpleNamespace(device=torch.device("meta")))
     assert load_adapter(copied)[0].device.type == "meta"
 
 

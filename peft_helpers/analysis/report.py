@@ -25,7 +25,7 @@ from peft_helpers.analysis.calibration import AS_IT_IS, Calibration, calibration
 from peft_helpers.analysis.plots import plot_before_after, plot_confusions, plot_reliability, plot_training
 from peft_helpers.analysis.significance import accuracy_interval, check_same_examples, compare_paired, f1_interval
 from peft_helpers.columns import join_texts
-from peft_helpers.distributed import best_device
+from peft_helpers.distributed import process_state
 from peft_helpers.interruptions import FIGURES, RESULTS_FILE
 from peft_helpers.metrics import METRIC_NAMES, compute_metrics, predicted_labels
 from peft_helpers.pipeline import RunResult
@@ -178,7 +178,7 @@ def describe_environment() -> pd.Series:
     for package in packages:
         with suppress(PackageNotFoundError):
             rows[package] = version(package)
-    return pd.Series(rows | {"device": f"{best_device()} ({name})"}, name="version")
+    return pd.Series(rows | {"device": f"{process_state().device} ({name})"}, name="version")
 
 
 def save_results(result: RunResult, majority: EvalPrediction) -> None:

@@ -20,7 +20,6 @@ from peft_helpers.analysis.report import majority_class
 from peft_helpers.arguments import Arguments
 from peft_helpers.batches import batch_by_tokens
 from peft_helpers.columns import join_texts
-from peft_helpers.distributed import best_device
 from peft_helpers.metrics import compute_metrics, predicted_labels
 from peft_helpers.modeling import load_model, model_arguments, prepare_model
 from peft_helpers.tokenization import tokenize_dataset
@@ -88,7 +87,7 @@ def classify_with_prompts(dataset: DatasetDict, tokenizer: PreTrainedTokenizerBa
     names, test = dataset["test"].features["label"].names, dataset["test"]
     arguments = model_arguments(args.model) | {"dtype": args.training.dtype}
     model = transformers.AutoModelForCausalLM.from_pretrained(args.model.model_name_or_path, **arguments)
-    prepare_model(model.to(best_device()), tokenizer)
+    prepare_model(model.to(args.training.device), tokenizer)
     words = [QUESTION, *(f" {name}" for name in names)]
     question, *answers = tokenizer(words, add_special_tokens=False)["input_ids"]
     texts = tokenizer([*CONTENT_FREE, *join_texts(test[:])], truncation=True)["input_ids"]
