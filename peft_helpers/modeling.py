@@ -19,18 +19,14 @@ from peft_helpers.tokenization import set_padding
 
 @dataclass(frozen=True)
 class Task:
-    """What differs between classification and language modeling; all else is the same code.
-
-    ``metric_for_best_model`` chooses the checkpoint on the validation examples: the greatest, but of a loss the least.
-    Without ``compute_metrics``, only the loss is computed.
-    """
+    """What differs between classification and language modeling; all else is the same code."""
 
     task_type: str  # PEFT's name
     auto_class: type
     tokenize: Callable[[DatasetDict, PreTrainedTokenizerBase], DatasetDict]
     make_data_collator: Callable[[PreTrainedTokenizerBase], Callable]
-    compute_metrics: Callable[[transformers.EvalPrediction], dict[str, float]] | None
-    metric_for_best_model: str
+    compute_metrics: Callable[[transformers.EvalPrediction], dict[str, float]] | None  # None: only the loss
+    metric_for_best_model: str  # chooses the checkpoint on validation: the greatest, but of a loss the least
 
 
 def check_model(args: Arguments) -> None:

@@ -104,8 +104,7 @@ def load_recipe(adapter_dir: str | Path) -> Arguments:
         return make_arguments(**options, output_dir=str(adapter_dir))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
-            f"Expected the options of a run in {path} ({error}). Name a folder that a run has saved, or copy the whole "
-            "folder again."
+            f"Expected the options of a run in {path} ({error}). Name a folder of a run or copy the whole folder again."
         ) from error
 
 
@@ -132,8 +131,7 @@ def load_adapter(
 def reload_arguments(adapter_dir: str | Path) -> dict:
     """Return the arguments that `AutoPeftModelForSequenceClassification` or the base model's class loads it with.
 
-    They are what ``config.json`` in the folder says: the labels, the type, what made the model faster, and the
-    quantization that it was trained on.
+    They are what ``config.json`` says: the labels, the type, what made the model faster, and the quantization.
     """
     config = AutoConfig.from_pretrained(adapter_dir)
     # No other entry, which could be an option of from_pretrained: trust_remote_code, for one.
