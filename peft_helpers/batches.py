@@ -181,10 +181,8 @@ class LengthTrainer(Trainer):
         return self.get_test_dataloader(self.eval_dataset if eval_dataset is None else eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
-        """Return the batches of ``test_dataset`` in its order: by tokens, or by rows where processes share them.
-
-        By rows also where the loss is the metric: the Trainer takes all batches but the last to be of one size.
-        """
+        """Return the batches of ``test_dataset`` in its order: by tokens, or by rows where processes share them."""
+        # By rows also where the loss is the metric: the Trainer takes all batches but the last to be of one size.
         if self.args.world_size > 1 or self.compute_metrics is None:
             return super().get_test_dataloader(test_dataset)
         batches = batch_by_tokens(test_dataset["length"][:], self.args.eval_batch_size)

@@ -20,12 +20,10 @@ def compute_dtype() -> torch.dtype:
 
 @cache
 def cpu_has_bfloat16() -> bool:
-    """Tell whether the CPU names an instruction for bfloat16 and PyTorch uses it, which a product in it shows.
-
-    It takes half as long as in float32; where PyTorch does without, 30 to 250 times: no other work can hide that.
-    """
+    """Tell whether the CPU names an instruction for bfloat16 and PyTorch uses it, which a product in it shows."""
     if not any(is_there for name, is_there in torch.cpu.get_capabilities().items() if "bf16" in name):
         return False
+    # In it, a product takes half the time; where PyTorch does without, 30 to 250 times as long: no work can hide that.
     limit = 4 * min(_time_product(torch.float32) for _ in range(20))
     return any(_time_product(torch.bfloat16) < limit for _ in range(20))
 

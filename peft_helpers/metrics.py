@@ -50,10 +50,8 @@ def compute_metrics(output: EvalPrediction) -> dict[str, float]:
 
 
 def compute_metrics_and_loss(output: EvalPrediction) -> dict[str, float]:
-    """Return `compute_metrics` and ``loss``, the mean cross-entropy of an example in nats.
-
-    For the Trainer, whose own ``eval_loss`` weighs each batch alike, however many examples it has.
-    """
+    """Return `compute_metrics` and ``loss``, the mean cross-entropy of an example in nats."""
+    # The Trainer's own eval_loss weighs each batch alike, however many examples it has.
     loss = log_loss(output.label_ids, softmax(output.predictions, axis=-1), labels=range(output.predictions.shape[1]))
     return compute_metrics(output) | {"loss": loss}
 

@@ -69,14 +69,12 @@ def empty_model(config: transformers.PreTrainedConfig) -> PreTrainedModel:
 
 
 def model_arguments(args: ModelArguments, label_names: list[str] | None = None) -> dict:
-    """Return the arguments of ``from_pretrained``: labels, float32, safetensors only, and 4 bits if they are asked for.
-
-    Two arguments make the same function faster: GPT-2's activation as one fused operation, and no dropout in the frozen
-    model (LoRA's own stays). Dropout in the attention also costs memory that grows with the square of the length, since
-    PyTorch then has to keep every attention weight.
-    """
+    """Return arguments for ``from_pretrained``: labels, float32, safetensors only, no dropout, 4 bits if asked for."""
     config = AutoConfig.from_pretrained(args.model_name_or_path)
     arguments = {"dtype": torch.float32, "use_safetensors": True}
+    # Two arguments make the same function faster: GPT-2's activation as one fused operation, and no dropout in the
+    # frozen model (LoRA's own stays). Dropout in the attention also costs memory that grows with the square of the
+    # length, since PyTorch then has to keep every attention weight.
     arguments |= {name: 0.0 for name, value in config.to_dict().items() if "drop" in name and isinstance(value, float)}
     if getattr(config, "activation_function", None) == "gelu_new":
         arguments["activation_function"] = "gelu_pytorch_tanh"
@@ -109,13 +107,11 @@ def load_model(
 
 
 def prepare_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Set up padding, keep no past for tokens to come, and have 4-bit layers compute alike on every processor.
-
-    On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks the weights in the first evaluation. Training then fails, a
-    state dict unpacks them with loss, and layers whose outputs are not divisible by 32 are refused.
-    """
+    """Set up padding, keep no past for tokens to come, and have 4-bit layers compute alike on every processor."""
     set_padding(tokenizer, model)
     model.config.use_cache = False
+    # On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks the weights in the first evaluation. Training then fails, a
+    # state dict unpacks them with loss, and layers whose outputs are not divisible by 32 are refused.
     # https://github.com/bitsandbytes-foundation/bitsandbytes/blob/0.50.2/bitsandbytes/nn/modules.py, Linear4bit.forward
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -123,16 +119,14 @@ def prepare_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def lora_arguments(args: LoraArguments, model: PreTrainedModel, task_type: str = "SEQ_CLS") -> dict:
-    """Return the arguments of ``LoraConfig`` for ``model``; the whole head of a classifier is trained and saved.
-
-    By itself PEFT does so only with modules called ``classifier`` or ``score``, which in some models are half the head.
-    """
+    """Return the arguments of ``LoraConfig`` for ``model``; the whole head of a classifier is trained and saved."""
     return {
         "task_type": task_type,
         "r": args.lora_r,
         "lora_alpha": args.lora_alpha,
         "lora_dropout": args.lora_dropout,
         "target_modules": args.target_modules,
+        # By itself PEFT takes only modules called classifier or score, which in some models are half the head.
         "modules_to_save": head_modules(model) if task_type == "SEQ_CLS" else None,
         "fan_in_fan_out": uses_conv1d(model),
     }
