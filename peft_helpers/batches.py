@@ -12,7 +12,6 @@ from peft import LoraConfig
 from peft.helpers import disable_input_dtype_casting
 from scipy.special import log_softmax
 from sklearn.utils.class_weight import compute_class_weight
-from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
@@ -87,10 +86,10 @@ def balance_loss(labels: list[int], number: int, smoothing: float = 0.0) -> Call
     """
     present, weights = np.unique(labels), np.ones(number, dtype=np.float32)
     weights[present] = compute_class_weight("balanced", classes=present, y=labels)
+    weighted = torch.nn.CrossEntropyLoss(torch.tensor(weights), reduction="sum", label_smoothing=smoothing)
 
     def compute_loss(outputs: ModelOutput, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None):
-        weight, options = torch.tensor(weights, device=labels.device), {"label_smoothing": smoothing}
-        loss = cross_entropy(outputs.logits.float(), labels, weight, reduction="sum", **options)
+        loss = weighted.to(labels.device)(outputs.logits.float(), labels)
         return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
     return compute_loss
