@@ -79,17 +79,15 @@ def count_steps(train: Dataset | IterableDataset, args: TrainingArguments) -> in
 
 
 def balance_loss(labels: list[int], number: int, smoothing: float = 0.0) -> Callable[..., torch.Tensor]:
-    """Return a ``compute_loss_func``: cross-entropy in which each of ``number`` labels has the same weight as a whole.
-
-    A label that ``labels`` has n_c times of n, with k labels that occur, weighs n / (k n_c). The Trainer leaves it to
-    this loss to divide by the examples of a whole update, accumulated batches and all.
-    """
+    """Return a ``compute_loss_func``: cross-entropy in which each of ``number`` labels weighs the same as a whole."""
+    # Of k labels that occur, one that n_c of n examples have weighs n / (k n_c).
     present, weights = np.unique(labels), np.ones(number, dtype=np.float32)
     weights[present] = compute_class_weight("balanced", classes=present, y=labels)
     weighted = torch.nn.CrossEntropyLoss(torch.tensor(weights), reduction="sum", label_smoothing=smoothing)
 
     def compute_loss(outputs: ModelOutput, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None):
         loss = weighted.to(labels.device)(outputs.logits.float(), labels)
+        # The Trainer leaves it to this loss to divide by the examples of a whole update, accumulated batches and all.
         return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
     return compute_loss

@@ -134,8 +134,8 @@ def lora_arguments(args: LoraArguments, model: PreTrainedModel, task_type: str =
 
 def head_modules(model: PreTrainedModel) -> list[str]:
     """Return the names of the layers on top of the pre-trained model: to be trained in full, not by LoRA."""
-    children = dict(model.named_children())
-    return [name for name in children if name != model.base_model_prefix and list(children[name].parameters())]
+    children = model.named_children()
+    return [name for name, child in children if name != model.base_model_prefix and list(child.parameters())]
 
 
 def uses_conv1d(model: torch.nn.Module) -> bool:

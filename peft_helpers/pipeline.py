@@ -114,7 +114,7 @@ def load_adapter(
     """Check the adapter that a run has saved, then load it onto its base model, and its tokenizer.
 
     The model is on the accelerator if there is one. The embedded base model is found from any folder. ``label_names``
-    are those that it has to know, in their order; None: any. Errors are those of `check_model` and `check_adapter`.
+    are those that it has to know, in order; None: any. For errors see `load_recipe`, `check_model`, `check_adapter`.
     """
     args = load_recipe(adapter_dir)
     check_model(args)
