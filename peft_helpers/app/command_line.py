@@ -117,17 +117,13 @@ def _parse_arguments(options: Namespace, **defaults) -> "helpers.Arguments":
         print(describe_options(f"{PROGRAM} {options.command}", options.run.__doc__, "--help_all" in options.words))
         raise SystemExit
     if "RANK" in os.environ:  # else an error need not wait for the large libraries
-        _start()
+        helpers.keep_output_clean()
     args = parse_arguments(options.words, **defaults)
-    _start()
+    helpers.keep_output_clean()
     args = choose_texts(args) if options.run is language_model else args
     from accelerate.utils import broadcast_object_list
 
     return broadcast_object_list([args])[0].replace()  # made anew, since each process has its own device
-
-
-def _start() -> None:
-    helpers.keep_output_clean()
 
 
 def train(options: Namespace) -> None:
@@ -206,7 +202,7 @@ def search(options: Namespace) -> None:
 
 def evaluate(options: Namespace) -> None:
     """Measure a saved adapter on the labeled examples of a file."""
-    _start()
+    helpers.keep_output_clean()
     model, tokenizer = helpers.load_adapter(options.adapter_dir)
     label_names = [model.config.id2label[number] for number in range(model.config.num_labels)]
     args = helpers.load_recipe(options.adapter_dir)
@@ -224,7 +220,7 @@ def predict(options: Namespace) -> None:
     """Classify texts, or those of a file, with a saved adapter: a JSON object a line."""
     gc.disable()  # collecting garbage while the large libraries are imported takes a second
     _skip_bitsandbytes(options.adapter_dir)
-    _start()
+    helpers.keep_output_clean()
     pair_column = options.text_pair_column or helpers.load_recipe(options.adapter_dir).data.text_pair_column
     if pair_column and options.texts:
         raise ValueError("This adapter takes pairs of texts; give them as two columns of a --file.")
@@ -250,7 +246,7 @@ def _skip_bitsandbytes(adapter_dir: Path) -> None:
 
 def export(options: Namespace) -> None:
     """Merge a saved adapter into its base model: a transformers folder, with --onnx also an ONNX file."""
-    _start()
+    helpers.keep_output_clean()
     helpers.export_adapter(options.adapter_dir, options.export_dir, options.onnx)
     print(f"The model in {options.export_dir} gives the adapter's logits.")
 
@@ -271,5 +267,5 @@ def package(options: Namespace) -> None:
 
 def serve(options: Namespace) -> None:
     """Open a web page to try a saved adapter, beside the untuned model, until Ctrl-C."""
-    _start()
+    helpers.keep_output_clean()
     helpers.open_page(options.adapter_dir, options.server_name, options.server_port).block_thread()
