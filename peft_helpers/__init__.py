@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .adapters import check_output_dir, describe_adapter
-    from .analysis.adapter_checks import check_adapter
     from .analysis.calibration import Calibration, calibrate, classify_texts
     from .analysis.linear_probe import fit_head
     from .analysis.plots import (
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
         plot_token_lengths,
         plot_training,
     )
-    from .analysis.publishing import create_repository, save_model_card, upload_adapter
     from .analysis.report import (
         compare_per_class,
         describe_environment,
@@ -38,6 +36,7 @@ if TYPE_CHECKING:
         save_results,
         suspicious_labels,
     )
+    from .analysis.sharing import check_adapter, create_repository, save_model_card, upload_adapter
     from .app.export import export_adapter
     from .app.notebook import check_requirements, keep_output_clean
     from .app.profiles import check_run, parse_arguments

@@ -13,10 +13,9 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.trainer_utils import PredictionOutput
 
 from peft_helpers.adapters import RUN_FILE, check_output_dir, describe_adapter
-from peft_helpers.analysis.adapter_checks import check_adapter
 from peft_helpers.analysis.calibration import calibrate
 from peft_helpers.analysis.linear_probe import fit_head
-from peft_helpers.analysis.publishing import create_repository, save_model_card
+from peft_helpers.analysis.sharing import check_adapter, create_repository, save_model_card
 from peft_helpers.arguments import Arguments
 from peft_helpers.distributed import process_state
 from peft_helpers.interruptions import guard_training, replace_folder

@@ -20,9 +20,9 @@ from sklearn.pipeline import make_pipeline
 from transformers import EvalPrediction
 
 from peft_helpers import INSTALL
-from peft_helpers.analysis.adapter_checks import adapter_size
 from peft_helpers.analysis.calibration import AS_IT_IS, Calibration, calibration_errors, rarer_label
 from peft_helpers.analysis.plots import plot_before_after, plot_confusions, plot_reliability, plot_training
+from peft_helpers.analysis.sharing import adapter_size
 from peft_helpers.analysis.significance import accuracy_interval, check_same_examples, compare_paired, f1_interval
 from peft_helpers.columns import join_texts
 from peft_helpers.distributed import process_state

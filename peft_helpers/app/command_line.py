@@ -101,7 +101,7 @@ def _existing(name: str) -> Path:
 def _adapter(name: str) -> Path:
     if Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/")):
         return _existing(name)
-    from peft_helpers.analysis.publishing import HUB_FILES
+    from peft_helpers.analysis.sharing import HUB_FILES
 
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))

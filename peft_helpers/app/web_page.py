@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from peft_helpers import INSTALL
 from peft_helpers.analysis.calibration import AS_IT_IS, Calibration, classify_texts
-from peft_helpers.analysis.publishing import display_name
+from peft_helpers.analysis.sharing import display_name
 from peft_helpers.arguments import Arguments
 from peft_helpers.pipeline import load_adapter, load_recipe
 from peft_helpers.tokenization import Text

@@ -15,9 +15,9 @@ from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from peft_helpers.adapters import describe_recipe
-from peft_helpers.analysis.adapter_checks import adapter_size
 from peft_helpers.analysis.linear_probe import SHORT_RUN, STRENGTH, count_in_steps, fit_head
 from peft_helpers.analysis.report import describe_environment
+from peft_helpers.analysis.sharing import adapter_size
 from peft_helpers.arguments import Arguments
 from peft_helpers.batches import EVALUATION_SHARE, LengthTrainer, StepTimer, examples_per_update, format_seconds
 from peft_helpers.comparison.baselines import BASELINES, plan_baselines, run_baseline, score_predictions

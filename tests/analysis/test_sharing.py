@@ -19,7 +19,7 @@ from transformers.trainer_utils import PredictionOutput
 
 import peft_helpers as helpers
 from peft_helpers import create_repository, pipeline, plan_language_modeling, prepare_splits, run, upload_adapter
-from peft_helpers.analysis.publishing import HUB_FILES
+from peft_helpers.analysis.sharing import HUB_FILES
 from peft_helpers.app.command_line import main
 
 TEXTS = ["a fine film", "bad", "what a sad, cold and tired story", ""]
@@ -203,7 +203,7 @@ PUSH = {"push_to_hub": True, "hub_model_id": "films", "hub_private_repo": True, 
 
 @pytest.fixture(autouse=True)
 def no_token(monkeypatch, tmp_path):
-    monkeypatch.setattr("peft_helpers.analysis.publishing.get_token", lambda: None)
+    monkeypatch.setattr("peft_helpers.analysis.sharing.get_token", lambda: None)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
 
 
