@@ -161,7 +161,7 @@ def _replace(folder: Path) -> Iterator[Path]:
             shutil.rmtree(new, ignore_errors=True)
             error.add_note(f"{folder} is as it was before.")
         raise
-    _carry_over(old, folder)
+    finish_replacing(folder)
 
 
 def _siblings(folder: Path) -> tuple[Path, Path]:
@@ -169,15 +169,11 @@ def _siblings(folder: Path) -> tuple[Path, Path]:
 
 
 def finish_replacing(folder: Path) -> None:
-    """Complete what a kill interrupted: between the two renames, before them, or while carrying over."""
+    """Carry over the user's own files; first complete what a kill interrupted, between the two renames or before."""
     new, old = _siblings(folder)
     if old.exists() and not folder.exists():
         (new if new.exists() else old).rename(folder)  # what was being saved is complete by then
     shutil.rmtree(new, ignore_errors=True)
-    _carry_over(old, folder)
-
-
-def _carry_over(old: Path, folder: Path) -> None:
     for path in old.iterdir() if old.exists() else ():
         if not (folder / path.name).exists() and path.name not in (RESULTS_FILE, CALIBRATION_FILE, *FIGURES):
             path.rename(folder / path.name)

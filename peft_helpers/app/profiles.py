@@ -13,7 +13,7 @@ import transformers
 
 import peft_helpers as helpers
 from peft_helpers.app.notebook import warn_offline
-from peft_helpers.arguments import BBC_NEWS, OPTIONS, WIKITEXT, Arguments, TrainingOptions
+from peft_helpers.arguments import BBC_NEWS, OPTIONS, WIKITEXT, Arguments
 from peft_helpers.sources.hub import NotOnHubError, explain_availability
 from peft_helpers.tiny_gpt2 import TINY_GPT2
 
@@ -61,23 +61,21 @@ def parse_arguments(words: str | list[str] | None = None, **defaults) -> Argumen
     given = {option: _check_path(option, name) for option, name in names.items() if option in named}
     profile, reason = _choose_profile(other.profile, given)
     chosen = SETTINGS["profile"].get(profile, {}) | given
-    parser = _Parser(*_all_options())
+    from peft_helpers.training import ALL_OPTIONS
+
+    parser = _Parser(*ALL_OPTIONS)
     parser.set_defaults(**chosen | _suitable_settings(**chosen, streaming=data.streaming) | defaults)
     *groups, _ = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
     print(f"Profile {profile}: {reason}.")
     return Arguments(*groups, profile)
 
 
-def _all_options() -> list[type]:
-    from peft_helpers.training import TrainingArguments  # takes seconds
-
-    return [TrainingArguments if group is TrainingOptions else group for group in OPTIONS]
-
-
 def describe_options(program: str, description: str, everything: bool = False) -> str:
     """Return the help of a command that takes all options: this project's own, or also those of transformers."""
     epilog = "The profile, the model and the dataset change some of these defaults; an option that is given wins."
-    groups = _all_options() if everything else OPTIONS
+    groups = OPTIONS
+    if everything:
+        from peft_helpers.training import ALL_OPTIONS as groups
     parser = _Parser(*groups, prog=program, description=description, usage="%(prog)s [OPTIONS]", epilog=epilog)
     parser.add_argument("--help_all", action="store_true", help="also show the options of transformers' Trainer")
     return parser.format_help().replace("string_to_bool", "bool")

@@ -20,14 +20,6 @@ except ImportError:  # it is optional
     gradio = None
 
 MAX_CHARACTERS = 5000  # longer texts are refused
-EXAMPLES = [  # Gradio shows the first 60 characters
-    "A gentle comedy with two leads who are a joy to watch.",
-    "A long, dull film: even its star looks bored by the end.",
-    "The goalkeeper saved a penalty in the last minute.",
-    "The bank's shares fell after it warned of lower profits.",
-    "The minister promised voters lower taxes after the election.",
-    "Since the software update my phone freezes twice a day.",
-]
 
 
 def open_page(adapter_dir: Path, server_name: str = "127.0.0.1", server_port: int | None = None) -> "gradio.Blocks":
@@ -72,11 +64,9 @@ def _make_page(model: PeftModel, tokenizer: PreTrainedTokenizerBase, args: Argum
         with gradio.Row():
             after = gradio.Label(label="After fine-tuning", num_top_classes=10, min_width=280)
             before = gradio.Label(label="Before fine-tuning", num_top_classes=10, min_width=280)
-        listener = {"fn": answer, "outputs": [after, before, note], "api_visibility": "private"}
-        # One text at a time, also of the examples, which have the same function: the adapter is switched off and on.
-        gradio.on([button.click, *(text.submit for text in texts)], inputs=texts, concurrency_limit=1, **listener)
-        if len(texts) == 1:
-            gradio.Examples(EXAMPLES, texts, run_on_click=True, cache_examples=False, **listener)
+        triggers = [button.click, *(text.submit for text in texts)]
+        # One text at a time: the adapter is switched off and on.
+        gradio.on(triggers, answer, texts, [after, before, note], concurrency_limit=1, api_visibility="private")
     return page
 
 

@@ -12,7 +12,7 @@ import peft_helpers as helpers
 from peft_helpers.adapters import save_recipe
 from peft_helpers.app import web_page
 from peft_helpers.app.command_line import main
-from peft_helpers.app.web_page import EXAMPLES, classify_with_both, open_page
+from peft_helpers.app.web_page import classify_with_both, open_page
 from peft_helpers.modeling import load_model
 
 # Gradio 6 uses what pandas 3 keeps without effect; not ours to mend.
@@ -216,7 +216,6 @@ def test_the_page_of_an_adapter_for_pairs_has_two_text_boxes(opened, visit, adap
     window.get_by_label("Text", exact=True).fill("good")
     window.get_by_role("button", name="Classify").click()
     assert read_bars(window, TUNED) == probabilities(peft_model, tokenizer, ("good", "a dull film"))
-    assert window.get_by_text(EXAMPLES[0]).count() == 0
 
 
 @pytest.mark.slow
@@ -240,14 +239,6 @@ def test_an_adapter_that_was_trained_names_the_right_label(opened, visit, new_tr
     for text, label in (("a fine film", "positive"), ("a dull film", "negative")):
         classify(window, text)
         block(window, TUNED).get_by_role("heading", name=label).wait_for()
-
-
-@pytest.mark.slow
-def test_an_example_is_classified_when_it_is_clicked(opened, visit, peft_model, tokenizer):
-    window = visit(opened().local_url)
-    window.get_by_text(EXAMPLES[2]).click()
-    assert read_bars(window, TUNED) == probabilities(peft_model, tokenizer, EXAMPLES[2])
-    assert window.get_by_label("Text").input_value() == EXAMPLES[2]
 
 
 @pytest.mark.slow
