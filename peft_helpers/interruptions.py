@@ -68,8 +68,7 @@ def guard_training(trainer: Trainer) -> Iterator[str | None]:
 def find_checkpoint(folder: Path) -> str | None:
     """Return the last checkpoint in ``folder`` that training can go on from, or None.
 
-    Those after it are removed: half-written when the run was killed, or with no step left, where the Trainer would take
-    one more.
+    Those after it are removed: half-written, or with no step left, where the Trainer would take one more.
     """
     while (checkpoint := get_last_checkpoint(folder) if folder.is_dir() else None) is not None:
         try:

@@ -93,10 +93,7 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 def load_recipe(adapter_dir: str | Path) -> Arguments:
-    """Return the arguments that the adapter was made with, and the defaults of what does not decide on it.
-
-    A ValueError tells that their file is missing, or has other options or values than this version knows.
-    """
+    """Return the arguments that an adapter was made with, else defaults; without a file of them, a ValueError."""
     path = Path(adapter_dir, RUN_FILE)
     try:
         options = {**json.loads(path.read_text(encoding="utf-8")), "bf16": None, "fp16": None}  # maybe not here

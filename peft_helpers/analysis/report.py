@@ -115,10 +115,7 @@ def compare_per_class(untuned: EvalPrediction, tuned: EvalPrediction, label_name
 def most_confident_errors(
     output: EvalPrediction, test: Dataset, label_names: list[str], calibration: Calibration = AS_IT_IS, top: int = 5
 ) -> pd.DataFrame:
-    """Return the wrong answers in ``output`` of `predict` on ``test``, the most confident first, the text cut short.
-
-    An ``output`` of other examples is a ValueError.
-    """
+    """Return the wrong answers of ``output`` on ``test``, the most confident first; see also `check_same_examples`."""
     answers = calibration.decide(output.predictions).argmax(axis=-1)
     table = _show_examples(answers, output.label_ids, test, label_names).rename_axis("test example")
     probabilities = softmax(output.predictions / calibration.temperature, axis=-1)

@@ -46,10 +46,8 @@ def macro_f1(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
 
 
 def mcnemar_p_value(left_correct: np.ndarray, right_correct: np.ndarray) -> float:
-    """Return the p-value of McNemar's exact test, two-sided, from which examples each of two models got right.
-
-    Equally good models would each win half of the examples on which they differ, which is a binomial test.
-    """
+    """Return the p-value of McNemar's exact test, two-sided, from which examples each of two models got right."""
+    # Equally good models would each win half of the examples on which they differ.
     left_only, right_only = int(np.sum(left_correct & ~right_correct)), int(np.sum(right_correct & ~left_correct))
     return float(binomtest(left_only, left_only + right_only).pvalue) if left_only + right_only else 1.0
 

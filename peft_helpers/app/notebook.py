@@ -33,10 +33,7 @@ def check_requirements(path: Path = REQUIREMENTS) -> None:
 
 
 def keep_output_clean() -> None:
-    """Silence the libraries' warnings and widgets, which can keep GitHub from rendering a notebook; progress stays.
-
-    Of several processes, the first one alone prints from here on.
-    """
+    """Silence warnings and widgets, which can keep GitHub from rendering a notebook, and processes but the first."""
     import datasets
     import pandas as pd
     import transformers

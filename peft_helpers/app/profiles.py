@@ -137,10 +137,7 @@ def check_run(args: Arguments) -> Arguments:
 
 
 def choose_texts(args: Arguments) -> Arguments:
-    """Return ``args`` with the texts for language modeling, if they are ``auto``, chosen; print them and the reason.
-
-    They are WikiText-2, or a topic of BBC News where this machine is offline or its Hub lacks WikiText.
-    """
+    """Return ``args`` with a choice for ``auto`` texts: WikiText-2, or BBC News if offline or if the Hub lacks it."""
     name, reason = args.language_modeling.lm_dataset_name, "as asked for"
     if name == "auto":
         try:

@@ -91,10 +91,7 @@ Any text gets one of the {model.config.num_labels} labels, however little it fit
 def classify_with_both(
     text: Text, model: PeftModel, tokenizer: PreTrainedTokenizerBase, calibration: Calibration = AS_IT_IS
 ) -> tuple[dict, dict, str]:
-    """Return the probability of each label after and before fine-tuning, and a note on truncation and on a threshold.
-
-    A text, also one of a pair, that is blank, too long or not whole is a ValueError.
-    """
+    """Return each label's probability after and before fine-tuning, and a note; an unusable text is a ValueError."""
     parts = (text,) if isinstance(text, str) else text
     if not all(part.strip() for part in parts):
         raise ValueError("Write or paste a text first.")

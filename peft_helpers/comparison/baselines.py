@@ -62,10 +62,7 @@ def classify_with_features(dataset: DatasetDict, tokenizer: PreTrainedTokenizerB
 
 
 def _classify(dataset: DatasetDict, train: np.ndarray, test: np.ndarray, strengths: list[float], seed: int) -> Answer:
-    """Return what logistic regression on ``train`` answers on ``test``, both features with the rows of ``dataset``.
-
-    Cross-validation on ``train`` chooses from ``strengths``, scikit-learn's C.
-    """
+    """Return what logistic regression on the features of train answers, its C chosen from ``strengths`` on train."""
     label, labels = dataset["train"].features["label"], np.asarray(dataset["train"]["label"][:])
     folds = int(np.clip(np.unique(labels, return_counts=True)[1].min(), 2, 5))
     folds = StratifiedKFold(folds, shuffle=True, random_state=seed)

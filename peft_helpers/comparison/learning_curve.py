@@ -25,8 +25,7 @@ def measure_learning_curve(dataset: DatasetDict, args: Arguments) -> tuple[list[
     Results are as in `compare_methods`, and are kept and found like them. Each of ``comparison_seeds`` seeds draws a
     head and stratified samples, the smaller within the larger. Every method is trained for ``num_train_epochs`` passes,
     but for ``comparison_steps`` steps at least: a few passes over a few examples change too little (Zhang et al. 2021,
-    arXiv 2006.05987). ``comparison_minutes`` does not count. For a ValueError, see `check_comparison`, `choose_sizes`
-    and `read_results`.
+    arXiv 2006.05987). ``comparison_minutes`` does not count. See also `check_comparison` and `choose_sizes`.
     """
     check_comparison(args)
     sizes, labels = choose_sizes(dataset["train"].num_rows, args), dataset["train"].select_columns("label").to_pandas()
@@ -65,10 +64,7 @@ def summarize_learning_curve(results: list[dict], references: np.ndarray) -> pd.
 
 
 def describe_lead(results: list[dict], references: np.ndarray) -> str:
-    """Return, as a sentence, from how many training examples on LoRA is ahead of TF-IDF, or that it never is.
-
-    It is ahead where the 95 % interval of the difference of their macro F1, means over the seeds, lies above 0.
-    """
+    """Return, as a sentence, from how many examples on the 95 % interval of LoRA's lead over TF-IDF is above 0."""
     leads, rows = {}, pd.DataFrame([row for row in results if row["error"] is None])
     for size, of_size in rows.groupby("examples"):
         lora, classical = (of_size[of_size["method"] == name] for name in (LORA, CLASSICAL))

@@ -26,10 +26,7 @@ class Method:
 
 
 def plan_comparison(args: Arguments) -> list[tuple[str, int]]:
-    """Return the runs of ``args.comparison``: each method with its seed, those of `REPEATED` with several.
-
-    The ValueError for a refused method says why, and what to use instead; see also `read_results`.
-    """
+    """Return methods with their seeds, those of `REPEATED` with several; `REFUSED` ones are a ValueError."""
     names = list(dict.fromkeys(args.comparison.comparison_methods))
     names = list(METHODS) if names == ["all"] else [] if names == ["none"] else names
     for name in names:

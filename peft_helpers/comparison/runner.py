@@ -232,8 +232,7 @@ def free_memory() -> int:
 def peak_memory() -> int:
     """Return the most bytes that were in use since `free_memory`: on CUDA by its own count, elsewhere resident ones.
 
-    What has been freed since then is resident still (`keep_freed_memory`), but for files that were mapped, and with
-    other C libraries than glibc.
+    What has been freed is resident still (`keep_freed_memory`), but for mapped files, and without glibc.
     """
     # torch.accelerator has this for every accelerator but Apple's, where it fails (PyTorch issue 167447).
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss

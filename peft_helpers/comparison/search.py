@@ -38,9 +38,8 @@ def search_hyperparameters(dataset: DatasetDict, args: Arguments) -> "optuna.Stu
 
     The first trial has the options of ``args``, the others are around these. The value of a trial is the best macro F1
     on ``dataset["validation"]`` in its course, for which `make_trainer` would keep the checkpoint; one that falls below
-    the median is pruned. Earlier trials count if options, data, versions and device are the same. `run` has evaluated
-    the untuned model before it draws LoRA's weights: with the same seed, these are other ones. Without validation
-    examples there is a ValueError; see also `check_search`.
+    the median is pruned. Earlier trials count if options, data, versions and device are the same. `run` draws other
+    LoRA weights with the same seed. Without validation examples there is a ValueError; see also `check_search`.
     """
     check_search(args)
     if not dataset.get("validation"):
@@ -60,18 +59,7 @@ def search_hyperparameters(dataset: DatasetDict, args: Arguments) -> "optuna.Stu
             for number in range(len(tabulate_trials(study)), total):
                 if number == 0:
                     study.enqueue_trial(args.describe())
-                trainer.hyperparameter_search(
-                    hp_space=lambda trial: {
-                        name: value for name, value in trial.params.items() if hasattr(trainer.args, name)
-                    },
-                    compute_objective=lambda metrics: max(metrics["eval_f1"], trainer.state.best_metric or 0),
-                    n_trials=1,
-                    backend="optuna",
-                    # Each trial has its own: one that goes on from an interruption would draw what it drew before.
-                    sampler=optuna.samplers.TPESampler(seed=args.training.seed + number),
-                    pruner=optuna.pruners.MedianPruner(n_warmup_steps=3),
-                    **options,
-                )
+                _run_trial(trainer, options, args.training.seed + number)
                 table = tabulate_trials(study)
                 left = format_seconds(table["seconds"].mean() * (total - len(table)))
                 last = table.iloc[-1].to_json(double_precision=5)
@@ -106,10 +94,8 @@ def _make_trainer(data: Prepared, args: Arguments) -> LengthTrainer:
 
 
 def suggest(trial: "optuna.Trial", args: Arguments) -> dict[str, object]:
-    """Return the options of a trial: those of ``args``, or around them.
-
-    ``lora_alpha`` stays, as with Hu et al. (2021), section 4.1: the update is scaled by lora_alpha / lora_r.
-    """
+    """Return the options of a trial: those of ``args``, or around them."""
+    # lora_alpha stays, as with Hu et al. (2021), section 4.1: the update is scaled by lora_alpha / lora_r.
     given, model_type = args.describe(), AutoConfig.from_pretrained(args.model.model_name_or_path).model_type
     usual = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type, "all-linear")  # PEFT's, in GPT-2 c_attn
     usual = usual if isinstance(usual, str) else rf".*\.({'|'.join(usual)})"
@@ -120,3 +106,16 @@ def suggest(trial: "optuna.Trial", args: Arguments) -> dict[str, object]:
     for name, factor in ranges.items():
         trial.suggest_float(name, given[name] / factor, given[name] * factor, log=True)
     return trial.params
+
+
+def _run_trial(trainer: LengthTrainer, options: dict[str, object], seed: int) -> None:
+    trainer.hyperparameter_search(
+        hp_space=lambda trial: {name: value for name, value in trial.params.items() if hasattr(trainer.args, name)},
+        compute_objective=lambda metrics: max(metrics["eval_f1"], trainer.state.best_metric or 0),
+        n_trials=1,
+        backend="optuna",
+        # Each trial has its own: a sampler that goes on from an interruption would draw what it has drawn before.
+        sampler=optuna.samplers.TPESampler(seed=seed),
+        pruner=optuna.pruners.MedianPruner(n_warmup_steps=3),
+        **options,
+    )

@@ -28,10 +28,7 @@ class Checklist(list):
 
 
 def check_submission(notebook: str | Path, adapter_dir: str | Path) -> Checklist:
-    """Go through the reviewer's list for a notebook, as it was last saved, and for the folder of its adapter.
-
-    A notebook that is missing is a FileNotFoundError, a file that is none a ValueError.
-    """
+    """Go through the reviewer's list for a notebook, as it was last saved, and for the folder of its adapter."""
     notebook, (folder, config, weights) = Path(notebook), find_adapter(Path(adapter_dir))
     facts = find_facts(cells := read_cells(notebook))
     others = {
