@@ -74,13 +74,11 @@ def _find_difference(folder: Path, args: Arguments) -> str:
 
 
 def describe_adapter(peft_model: PeftModel, args: Arguments, folder: str | Path) -> None:
-    """Complete what ``save_pretrained`` has written to ``folder``: label names, padding and recipe.
-
-    Some lists of ``adapter_config.json`` were sets, whose order changes from process to process; they are sorted.
-    """
+    """Complete what ``save_pretrained`` has written to ``folder``: label names, padding and recipe."""
     peft_model.config.save_pretrained(folder)
     save_recipe(args, folder)
     path = Path(folder, ADAPTER_CONFIG)
     config = json.loads(path.read_text(encoding="utf-8"))
+    # Some lists were sets, whose order changes from process to process.
     config = {name: sorted(value) if isinstance(value, list) else value for name, value in config.items()}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -125,10 +125,7 @@ def load_adapter(
 
 
 def reload_arguments(adapter_dir: str | Path) -> dict:
-    """Return the arguments that `AutoPeftModelForSequenceClassification` or the base model's class loads it with.
-
-    They are what ``config.json`` says: the labels, the type, what made the model faster, and the quantization.
-    """
+    """Return arguments of ``from_pretrained`` for an adapter's model: labels, type, quantization, what makes it fast."""
     config = AutoConfig.from_pretrained(adapter_dir)
     # No other entry, which could be an option of from_pretrained: trust_remote_code, for one.
     known = type(config)().to_dict().keys() - _NO_ARGUMENTS | {"quantization_config"}
