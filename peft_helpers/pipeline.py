@@ -125,7 +125,7 @@ def load_adapter(
 
 
 def reload_arguments(adapter_dir: str | Path) -> dict:
-    """Return arguments of ``from_pretrained`` for an adapter's model: labels, type, quantization, what makes it fast."""
+    """Return ``from_pretrained`` arguments for an adapter's model: labels, type, quantization, what makes it faster."""
     config = AutoConfig.from_pretrained(adapter_dir)
     # No other entry, which could be an option of from_pretrained: trust_remote_code, for one.
     known = type(config)().to_dict().keys() - _NO_ARGUMENTS | {"quantization_config"}
