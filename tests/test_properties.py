@@ -130,7 +130,6 @@ def test_predictions_come_back_in_the_order_of_the_rows(lengths):
     with (
         patch.object(training, "LengthTrainer", return_value=SimpleNamespace(predict=predict)),
         patch.object(training, "replace"),
-        patch.object(training, "DataCollatorWithPadding"),
         patch.object(training, "explain_out_of_memory", return_value=nullcontext()),
     ):
         output = training.predict(SimpleNamespace(), None, dataset, ARGS)
