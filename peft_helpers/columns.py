@@ -7,7 +7,7 @@ from peft_helpers.arguments import DataArguments
 
 
 def find_columns(dataset: Dataset, data: DataArguments) -> tuple[dict[str, str], str]:
-    """Return `find_text_columns` and the label column: that given, a ``ClassLabel``, ``label``, or one that recurs."""
+    """Return `find_text_columns` and the label column: given, a ``ClassLabel``, ``label``, or of values that recur."""
     plain = {name: feature for name, feature in dataset.features.items() if isinstance(feature, ClassLabel | Value)}
     classes = [name for name, feature in plain.items() if isinstance(feature, ClassLabel)]
     candidates = [data.label_column] if data.label_column else classes or [name for name in plain if name == "label"]

@@ -14,9 +14,8 @@ def prepare_splits(raw: DatasetDict, args: Arguments) -> DatasetDict:
     Rows without a text (None or blank) or label (None, NaN, blank or -1) are dropped. If ``test`` has no labels,
     ``validation`` takes its place. Missing splits are carved, stratified, out of ``train``: a fifth for the test; for
     the validation a tenth, but at most 1,000 rows, and with ``max_train_samples`` a tenth of that, at least 100. A text
-    or pair that occurs in several splits is kept in the test rather than the validation, and there rather than in
-    train. What is dropped is printed. A column that cannot be found or used, an empty split, one label only, or a label
-    to be tested on that never occurs in train is a ValueError.
+    or pair in several splits is kept in the test, else in the validation. What is dropped is printed. An unusable
+    column, an empty split, one label only, or a label to be tested on that train lacks is a ValueError.
     """
     if isinstance(next(iter(raw.values()), None), IterableDataset):
         raise ValueError("A streamed dataset has no tables to split; use prepare_stream, or leave out --streaming.")

@@ -23,7 +23,7 @@ def cpu_has_bfloat16() -> bool:
     """Tell whether the CPU names an instruction for bfloat16 and PyTorch uses it, which a product in it shows."""
     if not any(is_there for name, is_there in torch.cpu.get_capabilities().items() if "bf16" in name):
         return False
-    # In it, a product takes half the time; where PyTorch does without, 30 to 250 times as long: no work can hide that.
+    # In it, a product takes half the time; where PyTorch does without, 30 to 250 times: no other work can hide that.
     limit = 4 * min(_time_product(torch.float32) for _ in range(20))
     return any(_time_product(torch.bfloat16) < limit for _ in range(20))
 
@@ -50,7 +50,7 @@ def hold_in_bfloat16(model: PreTrainedModel) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what a step frees, to the end of the process: the next would get it back page by page."""
+    """Have glibc keep what a step frees, to the end of the process: the next step would get it page by page."""
     # https://man7.org/linux/man-pages/man3/mallopt.3.html
     trim_threshold, mmap_max = -1, -4
     call_glibc("mallopt", trim_threshold, -1)  # no trimming

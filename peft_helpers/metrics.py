@@ -87,8 +87,7 @@ def assert_same_predictions(left: PredictionOutput, right: PredictionOutput, dty
 
     Their logits, or where none were kept their losses, have to agree within `rounding_bound` of the ``dtype`` that
     they were computed in, by default `compute_dtype`, times the largest one. The same path on the same machine usually
-    gives the same bits, which the returned 0.0 tells. NaN agrees with nothing. The AssertionError says by how much and
-    in how many places they differ, or that their shapes do.
+    gives the same bits, which the returned 0.0 tells. NaN agrees with nothing. Else there is an AssertionError.
     """
     first, second = (
         np.asarray(output.metrics["test_loss"] if output.predictions is None else output.predictions)

@@ -43,9 +43,8 @@ class RunResult:
 def run(dataset: DatasetDict, args: Arguments, task: Task = CLASSIFICATION) -> RunResult:
     """Do what the notebook does up to its comparison before and after: the same metrics and the same adapter.
 
-    ``dataset`` has train, validation and test, from `prepare_splits` or `load_documents`. The adapter is saved to
-    ``output_dir``; `upload_adapter` sends it to the Hub. If it predicts otherwise once it is reloaded, that is an
-    AssertionError; for earlier errors, see `check_model`, `check_output_dir` and `create_repository`.
+    ``dataset`` has train, validation and test. The adapter is saved to ``output_dir``; if it predicts otherwise once it
+    is reloaded, that is an AssertionError; see also `check_model`, `check_output_dir` and `create_repository`.
     """
     check_model(args)
     check_output_dir(args)
@@ -93,7 +92,7 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 def load_recipe(adapter_dir: str | Path) -> Arguments:
-    """Return the arguments that an adapter was made with, else defaults; without a file of them, a ValueError."""
+    """Return an adapter's options, and defaults of all others; a missing or unknown file of them is a ValueError."""
     path = Path(adapter_dir, RUN_FILE)
     try:
         options = {**json.loads(path.read_text(encoding="utf-8")), "bf16": None, "fp16": None}  # maybe not here

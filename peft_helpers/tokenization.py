@@ -29,8 +29,8 @@ def encode_texts(texts: list[Text], tokenizer: PreTrainedTokenizerBase) -> Batch
 
     ``overflow_to_sample_mapping`` tells which text each chunk belongs to. Pairs have no chunks: the longer text of
     each is truncated. A text without tokens becomes one pad token with an attention mask of 1, so that the model pools
-    it alike in every batch. ``<|endoftext|>`` at the end of a text has no effect where it is the pad token. No list, an
-    empty one, or one that holds something else than strings of whole characters, or pairs of them, is a ValueError.
+    it alike in every batch. ``<|endoftext|>`` at the end of a text has no effect where it is the pad token.
+    Anything but a list of strings of whole characters, or of pairs of them, is a ValueError; so is an empty one.
     """
     _check_texts(texts)
     encoded = tokenizer(list(texts), truncation=True, return_overflowing_tokens=isinstance(texts[0], str))

@@ -135,10 +135,9 @@ def suspicious_labels(
 ) -> pd.DataFrame:
     """Return the examples whose label is the least probable, and whether cleanlab takes it for wrong (``flagged``).
 
-    That is by confident learning (Northcutt et al. 2021, arXiv 1911.00068), from probabilities of a model that has not
-    been trained on the labels, since it would repeat wrong ones: ``output``, that of `predict` on test examples. For
-    training examples leave it out; then five models of TF-IDF and logistic regression each judge a fifth of them.
-    Without cleanlab this is an ImportError, and an ``output`` of other examples is a ValueError.
+    That is by confident learning (Northcutt et al. 2021, arXiv 1911.00068), from a model that has not been trained on
+    the labels, since it would repeat wrong ones: ``output`` of `predict` on test examples. For training examples leave
+    it out; then five models of TF-IDF and logistic regression each judge a fifth. A missing cleanlab is an ImportError.
     """
     try:
         from cleanlab.filter import find_label_issues
@@ -170,12 +169,13 @@ def describe_evaluation(output: EvalPrediction) -> str:
 def describe_environment() -> pd.Series:
     """Return the versions that the results depend on, and the device."""
     packages = ("torch", "transformers", "peft", "datasets", "evaluate", "accelerate", "scikit-learn", "bitsandbytes")
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
+    device = process_state().device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     rows = {"python": platform.python_version()}
     for package in packages:
         with suppress(PackageNotFoundError):
             rows[package] = version(package)
-    return pd.Series(rows | {"device": f"{process_state().device} ({name})"}, name="version")
+    return pd.Series(rows | {"device": f"{device.type} ({name})"}, name="version")
 
 
 def save_results(result: RunResult, majority: EvalPrediction) -> None:

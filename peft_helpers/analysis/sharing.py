@@ -91,7 +91,7 @@ def display_name(name: str) -> str:
 
 
 def create_repository(args: Arguments) -> str | None:
-    """Return the id of the repository for `upload_adapter`, made if it is missing; None without ``push_to_hub``.
+    """Return the id of the Hub's repository, made if it is missing, with ``push_to_hub``; else None.
 
     A missing token is a ValueError; a Hub that does not allow it, or cannot be reached, a ConnectionError.
     """

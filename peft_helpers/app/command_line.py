@@ -36,7 +36,8 @@ def main(words: list[str] | None = None) -> int:
         print("error:", *" ".join(text).split(), file=sys.stderr)
         return 1
     finally:
-        gc.enable()  # if `predict` failed
+        gc.unfreeze()  # what `predict` has frozen
+        gc.enable()
 
 
 def _run(words: list[str]) -> int:

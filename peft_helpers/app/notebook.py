@@ -33,7 +33,7 @@ def check_requirements(path: Path = REQUIREMENTS) -> None:
 
 
 def keep_output_clean() -> None:
-    """Silence warnings and widgets, which can keep GitHub from rendering a notebook, and processes but the first."""
+    """Silence widgets, which GitHub may not render, warnings, and all processes but the first; progress stays."""
     import datasets
     import pandas as pd
     import transformers

@@ -75,7 +75,9 @@ def describe_options(program: str, description: str, everything: bool = False) -
     epilog = "The profile, the model and the dataset change some of these defaults; an option that is given wins."
     groups = OPTIONS
     if everything:
-        from peft_helpers.training import ALL_OPTIONS as groups
+        from peft_helpers.training import ALL_OPTIONS
+
+        groups = ALL_OPTIONS
     parser = _Parser(*groups, prog=program, description=description, usage="%(prog)s [OPTIONS]", epilog=epilog)
     parser.add_argument("--help_all", action="store_true", help="also show the options of transformers' Trainer")
     return parser.format_help().replace("string_to_bool", "bool")

@@ -67,7 +67,7 @@ def _make_page(model: PeftModel, tokenizer: PreTrainedTokenizerBase, args: Argum
         triggers = [button.click, *(text.submit for text in texts)]
         # One text at a time: the adapter is switched off and on.
         gradio.on(triggers, answer, texts, [after, before, note], concurrency_limit=1, api_visibility="private")
-    return page
+    return page.queue(api_open=False)  # nothing goes past the queue
 
 
 def _describe(args: Arguments, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> str:

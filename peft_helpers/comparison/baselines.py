@@ -67,7 +67,7 @@ def _classify(dataset: DatasetDict, train: np.ndarray, test: np.ndarray, strengt
     folds = int(np.clip(np.unique(labels, return_counts=True)[1].min(), 2, 5))
     folds = StratifiedKFold(folds, shuffle=True, random_state=seed)
     model = LogisticRegression(solver="newton-cg", max_iter=1000)  # on TF-IDF several times as fast as the default
-    search = GridSearchCV(model, {"C": strengths}, cv=folds, scoring="f1_macro", error_score=0)  # of a single label
+    search = GridSearchCV(model, {"C": strengths}, cv=folds, scoring="f1_macro", error_score=0)  # a fold of one label
     classifier = search.fit(train, labels).best_estimator_
     probabilities = np.zeros((dataset["test"].num_rows, label.num_classes))
     probabilities[:, classifier.classes_] = classifier.predict_proba(test)

@@ -11,7 +11,7 @@ from peft_helpers.analysis.significance import f1_interval
 from peft_helpers.arguments import Arguments
 from peft_helpers.batches import count_steps, format_seconds
 from peft_helpers.comparison.baselines import BASELINES
-from peft_helpers.comparison.runner import check_comparison, find_or_run, find_result, prepare, time_method
+from peft_helpers.comparison.runner import Prepared, check_comparison, find_or_run, find_result, prepare, time_method
 from peft_helpers.comparison.tables import summarize_methods
 from peft_helpers.data import take_stratified
 
@@ -28,20 +28,24 @@ def measure_learning_curve(dataset: DatasetDict, args: Arguments) -> tuple[list[
     arXiv 2006.05987). ``comparison_minutes`` does not count. See also `check_comparison` and `choose_sizes`.
     """
     check_comparison(args)
-    sizes, labels = choose_sizes(dataset["train"].num_rows, args), dataset["train"].select_columns("label").to_pandas()
-    runs = []
+    sizes, runs = choose_sizes(dataset["train"].num_rows, args), []
+    labels = dataset["train"].select_columns("label").to_pandas()
     for seed in range(args.training.seed, args.training.seed + args.comparison.comparison_seeds):
         for size in sizes:
             train = dataset["train"].select(take_stratified(labels, size, seed).index)
             data = prepare(DatasetDict(train=train, test=dataset["test"]), args)
             steps = max(count_steps(data.tokenized["train"], args.training), args.comparison.comparison_steps)
             runs += [(name, args.replace(seed=seed, comparison_steps=steps), data) for name in COMPARED]
+    _tell_time(runs)
+    return find_or_run(runs), np.array(dataset["test"]["label"][:])
+
+
+def _tell_time(runs: list[tuple[str, Arguments, Prepared]]) -> None:
     to_do = [run for run in runs if not find_result(*run)]
-    trained = [(name, run_args.comparison.comparison_steps) for name, run_args, _ in to_do if name not in BASELINES]
+    trained = [(name, args.comparison.comparison_steps) for name, args, _ in to_do if name not in BASELINES]
     seconds = {name: time_method(name, *runs[-1][1:]) for name in dict(trained)}  # on the largest sample
     total = format_seconds(sum(seconds[name][0] + count_in_steps(steps) * seconds[name][1] for name, steps in trained))
     print(f"{len(to_do)} of {len(runs)} to run: about {total} for the {len(trained)} that train the model.", flush=True)
-    return find_or_run(runs), np.array(dataset["test"]["label"][:])
 
 
 def choose_sizes(examples: int, args: Arguments) -> list[int]:
@@ -64,7 +68,7 @@ def summarize_learning_curve(results: list[dict], references: np.ndarray) -> pd.
 
 
 def describe_lead(results: list[dict], references: np.ndarray) -> str:
-    """Return, as a sentence, from how many examples on the 95 % interval of LoRA's lead over TF-IDF is above 0."""
+    """Return, as a sentence, from how many examples on, if any, LoRA leads TF-IDF: the 95 % interval is above 0."""
     leads, rows = {}, pd.DataFrame([row for row in results if row["error"] is None])
     for size, of_size in rows.groupby("examples"):
         lora, classical = (of_size[of_size["method"] == name] for name in (LORA, CLASSICAL))

@@ -26,7 +26,7 @@ class Method:
 
 
 def plan_comparison(args: Arguments) -> list[tuple[str, int]]:
-    """Return methods with their seeds, those of `REPEATED` with several; `REFUSED` ones are a ValueError."""
+    """Return methods with their seeds, those of `REPEATED` with several; what cannot run is a ValueError."""
     names = list(dict.fromkeys(args.comparison.comparison_methods))
     names = list(METHODS) if names == ["all"] else [] if names == ["none"] else names
     for name in names:

@@ -66,8 +66,7 @@ def compare_methods(dataset: DatasetDict, args: Arguments) -> tuple[list[dict], 
     """Run the baselines and ``comparison_methods``; return their results and the true labels of the test examples.
 
     A result in ``comparison_file`` of the same options, versions, device and examples is not run again. A method that
-    fails has an ``error``, and the others go on. What does not fit into ``comparison_minutes`` is left out. For a
-    ValueError, see `check_comparison` and `plan_comparison`.
+    fails has an ``error``, and the others go on. What does not fit into ``comparison_minutes`` is left out.
     """
     check_comparison(args)
     runs, baselines = plan_comparison(args), [(name, args.training.seed) for name in plan_baselines(args)]

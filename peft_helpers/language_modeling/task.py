@@ -24,9 +24,8 @@ def make_blocks(
 
     Documents are joined, each closed by the end-of-text token, and cut. What is left at the end of every 1,000
     documents is dropped, so that the mean loss of blocks is that of tokens. The columns are ``input_ids``; ``labels``,
-    which are the same, since the model shifts them itself; and ``length``, in tokens. With ``args``, there are at most
-    ``max_train_samples`` blocks to train on and ``max_eval_samples`` in the other splits, drawn by ``seed``. A split
-    that makes no block is a ValueError.
+    which are the same, since the model shifts them itself; and ``length``, in tokens. With ``args``, subsets are drawn
+    as its options have it, of blocks in place of examples. A split that makes no block is a ValueError.
     """
     blocks = documents.map(cut_blocks, batched=True, fn_kwargs={"tokenizer": tokenizer}, remove_columns=["text"])
     for name, split in blocks.items():
@@ -67,9 +66,8 @@ def plan_language_modeling(args: Arguments) -> tuple[Arguments, Task]:
     """Return arguments and task of the language model, for `run`, from those of the whole run.
 
     The options that begin with ``lm_`` take the places of those without, ``block_size`` that of ``max_length``, and
-    ``output_dir`` is a folder beside the classifier's. The task is `LANGUAGE_MODELING` with no more blocks than the
-    options allow. A model that is no language model, such as BERT, is replaced by the tiny GPT-2; a line says so.
-    Streaming and blocks of one token are ValueErrors; what else is raised, `check_model` and `check_output_dir` tell.
+    ``output_dir`` is a folder beside the classifier's. A model that is no language model, such as BERT, is replaced by
+    the tiny GPT-2. Streaming and blocks of one token are ValueErrors; see also `check_model` and `check_output_dir`.
     """
     options = {name.removeprefix("lm_"): value for name, value in vars(args.language_modeling).items()}
     if args.data.streaming:

@@ -24,7 +24,7 @@ def load_bbc_news() -> DatasetDict:
     """Return train, validation and test (70, 10 and 20 %, stratified), columns ``text`` and ``label``.
 
     Articles that occur more than once are kept once. Those nearly identical to an article of the test are left out of
-    train and validation, those nearly identical to an article of the validation out of train; a line says how many.
+    train and validation, those nearly identical to an article of the validation out of train; a line says so once.
     """
     splits = _read_splits()
     vectorizer = TfidfVectorizer().fit([text for rows in splits.values() for text in rows["text"]])

@@ -125,8 +125,8 @@ def _check_beginning(file: Path) -> Features | None:
 def _read_text(file: Path, characters: int = -1) -> str:
     """Return the text of a file, gzipped or not, or the first ``characters`` of it."""
     open_file = gzip.open if file.suffix == ".gz" else open
-    with _explain_errors(file), open_file(file, "rt", encoding="utf-8-sig") as text:
-        return text.read(characters)
+    with _explain_errors(file), open_file(file, "rt", encoding="utf-8-sig", newline="\n") as text:
+        return re.sub(r"\r+\n", "\n", text.read(characters))  # a carriage return alone ends no line
 
 
 def load_labelled_examples(
@@ -167,9 +167,9 @@ def load_documents(args: Arguments) -> DatasetDict:
     """Return train, validation and test of ``args.data.dataset_name``, one column ``text``, a row a document.
 
     Documents are the articles of WikiText and of BBC News (of the topic ``args.data.dataset_config_name``), what stands
-    between blank lines in a ``.txt`` file, and else the rows. Blank ones are left out, missing splits carved out as in
-    `prepare_splits`. A document that occurs twice is kept once, in the test rather than elsewhere; a line says how many
-    are left out. A file that cannot be read, or that has no column of texts, is a ValueError.
+    between blank lines in a ``.txt`` file, and else the rows. Blank ones are left out; missing splits are carved, as in
+    `prepare_splits`, of all of train. A document that occurs twice is kept once, in the test rather than elsewhere. A
+    file that cannot be read, or that has no column of texts, is a ValueError.
     """
     if args.data.dataset_name == BBC_NEWS:
         return load_bbc_topic(args.data.dataset_config_name)

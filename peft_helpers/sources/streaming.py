@@ -23,8 +23,8 @@ def prepare_stream(raw: IterableDatasetDict, args: Arguments) -> dict[str, Datas
     Nothing is read to its end: validation and test are the first ``max_eval_samples`` examples (by default
     `EVAL_SAMPLES`) of their splits, shuffled within `SHUFFLE_BUFFER` examples; what is missing is carved, as in
     `prepare_splits`, out of as many of train as are checked. Without a ``ClassLabel``, the labels are those of these
-    examples, and later examples with other labels are left out. So are, as they come by, examples without text or
-    label and texts of validation and test. When the stream ends, it starts again in the same order.
+    examples. Later ones with other labels or without text or label, and texts of validation and test, are left out.
+    When the stream ends, it starts again in the same order.
     """
     seed, rows = args.training.seed, args.data.max_eval_samples or EVAL_SAMPLES
     splits = {name: split.shuffle(seed, buffer_size=SHUFFLE_BUFFER) for name, split in rename_splits(raw).items()}

@@ -14,7 +14,7 @@ except ValueError:  # on another drive of Windows
 def find_model(model_name_or_path: str) -> str:
     """Return the name that the model is loaded by from here: `TINY_GPT2` for the embedded one, else the name itself.
 
-    An adapter names it by a path from where it was trained, at which there is nothing from elsewhere.
+    An adapter names it by a path that leads nowhere from another folder or machine.
     """
     path = Path(model_name_or_path)
     is_gone = path.parts[-2:] == _TINY_GPT2.parts[-2:] and not path.exists()

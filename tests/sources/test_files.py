@@ -10,6 +10,7 @@ from datasets import Dataset, DatasetDict
 
 from peft_helpers import dataset_arguments, load_bbc_news, load_documents, load_splits, make_arguments
 from peft_helpers.arguments import BBC_NEWS, WIKITEXT, DataArguments
+from peft_helpers.data import rename_splits
 from peft_helpers.sources import files as files_module
 from peft_helpers.sources.files import join_articles, load_labelled_examples, load_raw, load_texts
 
@@ -289,7 +290,8 @@ def test_a_file_without_a_labelled_row_is_refused(tmp_path):
 
 
 def test_each_line_of_a_text_file_is_a_text(tmp_path):
-    assert load_texts(write(tmp_path / "a.txt", "\ufeffone\r\n\ntwo \u2028 same\n")) == ["one", "", "two \u2028 same"]
+    text = "\ufeffone\r\n\ntwo \u2028 same\r\r\nthree\rsame\n"
+    assert load_texts(write(tmp_path / "a.txt", text)) == ["one", "", "two \u2028 same", "three\rsame"]
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress("eins\nzwei ä".encode()))
     assert load_texts(tmp_path / "b.txt.gz") == ["eins", "zwei ä"]
 
@@ -334,9 +336,11 @@ def test_each_file_of_a_folder_belongs_to_the_split_that_its_name_begins_with(tm
     files = {name: tmp_path / name for name in ("Dev.csv", "notes.txt", "train-0.csv", "train-1.csv")}
     for file in files.values():
         file.write_text(CSV)
-    found = dataset_arguments(DataArguments(dataset_name=str(tmp_path)))["data_files"]
+    data = DataArguments(dataset_name=str(tmp_path))
+    found = dataset_arguments(data)["data_files"]
     names = {split: [file.rpartition("/")[2] for file in part] for split, part in found.items()}
     assert names == {"dev": ["Dev.csv"], "train": ["train-0.csv", "train-1.csv"]}
+    assert {name: len(rows) for name, rows in rename_splits(load_raw(data)).items()} == {"validation": 40, "train": 80}
 
 
 def test_shards_of_a_split_are_loaded_together(tmp_path):
