@@ -128,5 +128,4 @@ def reload_arguments(adapter_dir: str | Path) -> dict:
     config = AutoConfig.from_pretrained(adapter_dir)
     # No other entry, which could be an option of from_pretrained: trust_remote_code, for one.
     known = type(config)().to_dict().keys() - _NO_ARGUMENTS | {"quantization_config"}
-    arguments = {name: value for name, value in config.to_diff_dict().items() if name in known}
-    return arguments | {"use_safetensors": True}
+    return {name: value for name, value in config.to_diff_dict().items() if name in known} | {"use_safetensors": True}
