@@ -115,7 +115,7 @@ def plot_reliability(output: EvalPrediction, temperature: float) -> Figure:
         axis.hist(confidence, np.linspace(0, 1, BINS + 1), color=LIGHT, **shares, **EDGE)
         CalibrationDisplay.from_predictions(right, confidence, n_bins=BINS, ax=axis, name="accuracy", color=DARK)
         axis.set(title=title, xlabel="confidence", ylabel="")
-        axis.legend(loc="upper left")  # away from the bars
+        axis.legend()  # where it hides least
     return figure
 
 
