@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import io
 import json
 import re
@@ -158,6 +159,14 @@ def test_predict_imports_bitsandbytes_only_for_a_model_in_4_bits(tmp_path, monke
     command_line._skip_bitsandbytes(tmp_path)
     assert (BNB in sys.modules) == skipped
     assert (find_spec(BNB) is None) == skipped  # what peft asks
+
+
+@pytest.mark.parametrize("adapter", ["{trained}", "{empty}"])
+def test_garbage_is_collected_again_after_predict(trained, run, tmp_path, adapter):
+    status, _, _ = run("predict", adapter.format(trained=trained[0], empty=tmp_path), "a fine film")
+    assert status == (adapter == "{empty}")
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
 
 
 @pytest.mark.slow
